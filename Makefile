@@ -1,0 +1,47 @@
+# make demo: from nothing to a trained classifier on simulated caps.  make test: the one check.
+VENV := .venv
+BIN := $(VENV)/bin
+CANDIDATES := $(PYTHON) python3.13 python3.12 python3.11 python3 python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test format clean
+
+help:
+	@echo "make demo    install, simulate caps, train a classifier on them (runs/demo/)"
+	@echo "make test    ruff, mypy and pytest"
+	@echo "make format  apply ruff's formatting and fixes"
+	@echo "make clean   remove .venv and caches (runs/ stays)"
+
+$(VENV)/.made:
+	@for python in $(CANDIDATES); do \
+	  if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	    2>/dev/null; then exec $$python -m venv $(VENV); fi; \
+	done; echo "error: no Python 3.11 to 3.13 found; set PYTHON=/path/to/python3.12" >&2; exit 2
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml requirements.txt
+	@echo "Installing (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@test -d runs/demo_caps || $(BIN)/capfinder simulate --output_dir runs/demo_caps \
+	  --reads_per_class 1000 --num_classes 4 --runs_per_class 2 --seed 1
+	@$(BIN)/python launch.py --config=configs/demo.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

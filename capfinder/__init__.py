@@ -1,0 +1,1 @@
+"""Train a classifier of RNA caps from nanopore current."""

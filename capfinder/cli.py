@@ -1,0 +1,342 @@
+"""The commands: parse, call, turn errors into one line. Heavy modules are imported inside them."""
+
+import argparse
+import importlib.util
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ml_collections import ConfigDict
+
+from capfinder import files, log, settings
+from capfinder.errors import CapfinderError, InputError, SettingsError, StoppedError
+
+STAGES = ("etl", "tune", "train", "evaluate", "export")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """What `launch.py` runs; returns the exit code."""
+    return _run_command(lambda: _launch(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What `capfinder` runs; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return _run_command(lambda: _capfinder(given))
+
+
+def _run_command(command: Callable[[], None]) -> int:
+    try:
+        command()
+        return 0
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong option
+        return stop.code if isinstance(stop.code, int) else 1
+    except (CapfinderError, StoppedError) as error:
+        return _fail(str(error), error.exit_code, error)
+    except KeyboardInterrupt as error:
+        return _fail("stopped by Ctrl-C", 130, error)
+    except BrokenPipeError:
+        return 1
+    except MemoryError as error:
+        return _fail("out of memory: lower shared_params.batch_size", 1, error)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _fail(f"unexpected {text} (debug_code=true shows where)", 1, error)
+    finally:
+        log.stop()
+
+
+def _fail(message: str, exit_code: int, error: BaseException) -> int:
+    path = log.file_path()
+    log.print_error(message + (f" [log: {path}]" if path else ""))
+    log.file_only(logging.ERROR, message)
+    if log.logger.level == logging.DEBUG:
+        text = "".join(traceback.format_exception(error))
+        sys.stderr.write(text)
+        log.file_only(logging.ERROR, text)
+    return exit_code
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    parser = _Parser(
+        prog="launch.py",
+        description="CSV files of cap signals in; a tuned, trained, tested classifier out.",
+        epilog="Any setting is --config.<group>.<name>=<value>:\n"
+        + "\n".join(settings.help_lines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="such as configs/demo.py")
+    parser.add_argument(
+        "--stage", default=",".join(STAGES), help=f"some of {','.join(STAGES)} (default: all)"
+    )
+    parser.add_argument("--output_dir", help="short for --config.shared_params.output_dir")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check settings and input, say what would run"
+    )
+    known, rest = parser.parse_known_args(list(arguments))
+    overrides = dict(_overrides(rest))
+    if known.output_dir is not None:
+        overrides["shared_params.output_dir"] = known.output_dir
+    config = settings.checked(_load_config(Path(known.config)), overrides)
+    _run_pipeline(config, stages=_stages(known.stage), dry_run=known.dry_run)
+
+
+def _stages(names: str) -> tuple[str, ...]:
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    for name in asked:
+        if name not in STAGES:
+            raise SettingsError(
+                f"--stage={names}: no such stage as {name!r}{settings.nearest(name, STAGES)} "
+                f"(stages: {', '.join(STAGES)})"
+            )
+    if not asked:
+        raise SettingsError(f"--stage={names!r}: names no stage (stages: {', '.join(STAGES)})")
+    return tuple(stage for stage in STAGES if stage in asked)
+
+
+def _overrides(arguments: Sequence[str]) -> list[tuple[str, object]]:
+    """`--config.a.b=v`, `--config.a.b v`, and `--config.a.b` alone for true."""
+    found: list[tuple[str, object]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--config."):
+            close = settings.nearest(name, ["--config", "--stage", "--output_dir", "--dry_run"])
+            raise SettingsError(f"{argument}: no such option{close}")
+        key = name.removeprefix("--config.")
+        if not equals:
+            takes_value = rest and not rest[0].startswith("--")
+            value = rest.pop(0) if takes_value else "true"
+        found.append(settings.parse_override(key, value))
+    return found
+
+
+def _load_config(path: Path) -> ConfigDict:
+    """Runs a config file's `get_config()`; configs are the user's own code."""
+    if path.suffix == ".json":
+        return settings.read_json_config(path)
+    if not path.is_file():
+        raise InputError(f"--config={path}: no such file (configs/ holds those that ship)")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config={path}: must be a .py file with get_config(), or a .json file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except CapfinderError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise SettingsError(f"{path}: {type(error).__name__}: {text}") from error
+    if not isinstance(config, ConfigDict):
+        raise SettingsError(f"{path}: get_config() must return a ConfigDict")
+    return config
+
+
+def _run_pipeline(config: ConfigDict, *, stages: tuple[str, ...], dry_run: bool) -> None:
+    from capfinder import pipeline
+
+    if dry_run:
+        pipeline.explain(config, stages=stages)
+    else:
+        pipeline.run(config, stages=stages)
+
+
+def _capfinder(arguments: Sequence[str]) -> None:
+    parser = _Parser(prog="capfinder", description="Train classifiers of RNA caps.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (
+        _add_create_train_config,
+        _add_train_model,
+        _add_make_train_dataset,
+        _add_simulate,
+        _add_report,
+        _add_settings,
+    ):
+        add(commands)
+    known = parser.parse_args(list(arguments))
+    known.command_function(known)
+
+
+def _command(
+    commands: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    function: Callable[[argparse.Namespace], None],
+    description: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=description, description=description, formatter_class=_Help
+    )
+    parser.set_defaults(command_function=function)
+    return parser
+
+
+def _add_create_train_config(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands,
+        "create-train-config",
+        _create_train_config,
+        "Write a JSON file of all settings at their defaults, to be edited.",
+    )
+    parser.add_argument(
+        "-f", "--file_path", required=True, type=Path, help="the JSON file to write"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def _create_train_config(known: argparse.Namespace) -> None:
+    if known.file_path.exists() and not known.force:
+        raise InputError(f"{known.file_path}: exists already; --force replaces it")
+    try:
+        files.write_text(known.file_path, settings.template())
+    except OSError as error:
+        raise InputError(f"{known.file_path}: can't be written ({error.strerror})") from None
+    print(f"Wrote {known.file_path}")
+    print(
+        "Set etl_params.caps_data_dir and shared_params.output_dir in it, then run:\n"
+        f"  capfinder train-model --config_file {known.file_path}"
+    )
+
+
+def _add_train_model(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands, "train-model", _train_model, "Run the whole pipeline on a JSON file of settings."
+    )
+    parser.add_argument("-c", "--config_file", required=True, type=Path, help="the JSON file")
+    parser.add_argument("--stage", default=",".join(STAGES), help="the stages to run")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check settings and input, say what would run"
+    )
+
+
+def _train_model(known: argparse.Namespace) -> None:
+    config = settings.read_json_config(known.config_file)
+    _run_pipeline(config, stages=_stages(known.stage), dry_run=known.dry_run)
+
+
+def _add_make_train_dataset(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands, "make-train-dataset", _make_train_dataset, "Run the ETL alone: CSV to dataset."
+    )
+    add = parser.add_argument
+    add("-c", "--caps_data_dir", required=True, help="directory of the CSV files")
+    add("-o", "--output_dir", required=True, help="the dataset goes to OUTPUT_DIR/dataset")
+    add("-t", "--target_length", default="500", help="samples of every signal")
+    add("-d", "--dtype", default="float16", help=" | ".join(settings.DTYPES))
+    add("-e", "--examples_per_class", default="1000", help="reads of each class, or null")
+    add("-tt", "--train_test_fraction", default="0.95", help="share not in the test set")
+    add("-tv", "--train_val_fraction", default="0.8", help="share of that for training")
+    add("--num_classes", default="4", help="classes")
+    add("-b", "--batch_size", default="1024", help="accepted; the dataset doesn't depend on it")
+    add("--comet_project_name", default="dataset", help="Comet project")
+    add("--use_remote_dataset_version", default="", help='"" | latest | X.Y.Z')
+    add(
+        "--use-augmentation",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="accepted; augmentation happens while training",
+    )
+    add("--seed", default="42", help="seed of selection and splits")
+
+
+def _make_train_dataset(known: argparse.Namespace) -> None:
+    options = {
+        "etl_params": (
+            "caps_data_dir",
+            "examples_per_class",
+            "comet_project_name",
+            "use_remote_dataset_version",
+        ),
+        "shared_params": (
+            "output_dir",
+            "target_length",
+            "dtype",
+            "train_test_fraction",
+            "train_val_fraction",
+            "num_classes",
+            "batch_size",
+        ),
+        "tune_params": ("seed",),
+    }
+    overrides = dict(
+        settings.parse_override(f"{group}.{name}", getattr(known, name))
+        for group, names in options.items()
+        for name in names
+    )
+    overrides["shared_params.use_augmentation"] = known.use_augmentation
+    config = settings.checked(settings.default_config(), overrides)
+    _run_pipeline(config, stages=("etl",), dry_run=False)
+
+
+def _add_simulate(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands,
+        "simulate",
+        _simulate,
+        "Write SIMULATED cap signals in the input format, to try the pipeline on.",
+    )
+    add = parser.add_argument
+    add("--output_dir", required=True, type=Path, help="the CSV files go here")
+    add("--reads_per_class", required=True, type=int, help="reads of each class")
+    add("--num_classes", type=int, default=4, help="classes")
+    add("--runs_per_class", type=int, default=1, help="sequencing runs (files) of each class")
+    add("--effect", type=float, help="size of the assumed cap effects (default: calibrated)")
+    add("--seed", type=int, default=42, help="seed of everything drawn")
+
+
+def _simulate(known: argparse.Namespace) -> None:
+    from capfinder import simulate
+
+    log.start(None)
+    written = simulate.run(
+        output_dir=known.output_dir,
+        reads_per_class=known.reads_per_class,
+        num_classes=known.num_classes,
+        runs_per_class=known.runs_per_class,
+        effect=simulate.DEFAULT_EFFECT if known.effect is None else known.effect,
+        seed=known.seed,
+    )
+    for path in written:
+        print(path)
+
+
+def _add_report(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(commands, "report", _report, "Write report.html anew from what lies on disk.")
+    parser.add_argument("run_dir", nargs="+", type=Path, help="output directories of runs")
+
+
+def _report(known: argparse.Namespace) -> None:
+    from capfinder.evaluation import report
+
+    for run_dir in known.run_dir:
+        if not run_dir.is_dir():
+            raise InputError(f"{run_dir}: no such directory")
+        print(report.render(run_dir))
+
+
+def _add_settings(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(commands, "settings", _settings, "List every setting.")
+    parser.add_argument("--markdown", action="store_true", help="as the table in README.md")
+
+
+def _settings(known: argparse.Namespace) -> None:
+    print(settings.markdown_table() if known.markdown else "\n".join(settings.help_lines()), end="")
+    if not known.markdown:
+        print()

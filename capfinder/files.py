@@ -1,0 +1,136 @@
+"""Files that appear whole or not at all: write under a temporary name, fsync, rename."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from capfinder.errors import InputError
+
+PARTIAL = ".partial-"
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is fsynced and renamed into place.
+
+    The suffix stays at the end of the temporary name, for writers that choose a format by it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(path)
+    partial = partial.with_name(partial.name + path.suffix)
+    try:
+        yield partial
+        _fsync(partial)
+        partial.replace(path)
+        _fsync(path.parent)
+    finally:
+        _remove(partial)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary directory that becomes `path`, replacing it, after the block."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial_name(path)
+    _remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for member in sorted(partial.rglob("*")):
+            if member.is_file():
+                _fsync(member)
+        if path.exists():
+            _remove(path)
+        partial.replace(path)
+        _fsync(path.parent)
+    finally:
+        _remove(partial)
+
+
+def remove_partial(directory: Path) -> None:
+    """Clears what killed writers left directly in `directory`; hold its lock while you do."""
+    for member in directory.glob(f"{PARTIAL}*"):
+        _remove(member)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=4, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises: InputError naming the file when it is missing or isn't JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        ) from None
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """64 hex digits; equal JSON values give equal fingerprints, whatever the order of keys."""
+    return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":")))
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, *, holder: str) -> Iterator[None]:
+    """Holds an advisory lock on `path`; the kernel frees it when the process ends, however it ends.
+
+    Raises: InputError that names who holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another run"
+            raise InputError(
+                f"{path.parent}: in use by {owner}. Wait for it to end, or choose another "
+                "shared_params.output_dir."
+            ) from None
+        stream.truncate(0)
+        stream.write(f"{holder}, process {os.getpid()}")
+        stream.flush()
+        yield

@@ -1,0 +1,197 @@
+"""One log file a run, a readable terminal, progress bars with an ETA."""
+
+import io
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+logger = logging.getLogger("capfinder")
+console = Console(soft_wrap=True)
+PLAIN_LINE_SECONDS = 10.0  # between two progress lines when the output isn't a terminal
+
+
+class _Terminal(RichHandler):
+    """The message alone, without time or level, warnings and errors in colour."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            console=console, show_time=False, show_level=False, show_path=False, markup=False
+        )
+
+    def render_message(self, record: logging.LogRecord, message: str):  # type: ignore[no-untyped-def]
+        style = {"WARNING": "yellow", "ERROR": "red"}.get(record.levelname, "")
+        text = super().render_message(record, message)
+        if style and hasattr(text, "stylize"):
+            text.stylize(style)
+        return text
+
+
+def start(logs_dir: Path | None, *, debug: bool = False) -> Path | None:
+    """Logs to the terminal and, when `logs_dir` is given, to a new file there; returns its path."""
+    stop()
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False
+    logger.addHandler(_Terminal())
+    if logs_dir is None:
+        return None
+    logs_dir.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stem = f"capfinder_v{version('capfinder')}_{stamp}"
+    path, again = logs_dir / f"{stem}.log", 1
+    while path.exists():  # two runs within a second
+        again += 1
+        path = logs_dir / f"{stem}_{again}.log"
+    handler = logging.FileHandler(path, encoding="utf-8")
+    place = "%(filename)s:%(lineno)d %(funcName)s | " if debug else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s | %(levelname)-7s | {place}%(message)s"))
+    logger.addHandler(handler)
+    return path
+
+
+def stop() -> None:
+    """Closes every handler that `start` added."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    left: Sequence[int] = (0,),
+) -> None:
+    """A table on the terminal, and the same one as plain text in the log file.
+
+    Columns are right-justified but for those in `left`."""
+    rich_table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        rich_table.add_column(column, justify="left" if number in left else "right")
+    for row in rows:
+        rich_table.add_row(*(str(cell) for cell in row))
+    plain = Console(width=160, no_color=True, record=True, file=io.StringIO())
+    plain.print(rich_table)
+    text = plain.export_text().rstrip()
+    if any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        console.print(rich_table if console.is_terminal else text)
+    file_only(logging.INFO, "\n" + text)
+
+
+def file_only(level: int, text: str) -> None:
+    """A line for the log file that the terminal shows in another form or not at all."""
+    record = logger.makeRecord(logger.name, level, __file__, 0, text, (), None, "file_only")
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def log_settings(text: str) -> None:
+    """The settings of the run, for the log file alone: on the terminal they would bury the rest."""
+    file_only(logging.INFO, f"Settings:\n{text}")
+
+
+def file_path() -> Path | None:
+    """The log file being written, if any."""
+    paths = [h.baseFilename for h in logger.handlers if isinstance(h, logging.FileHandler)]
+    return Path(paths[0]) if paths else None
+
+
+class Bar:
+    """What `progress` yields: `advance` moves it, `note` shows the latest figures beside it."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0
+        self.text = ""
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._rich: Progress | None = None
+        if console.is_terminal:
+            self._rich = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=console,
+            )
+            self._task = self._rich.add_task(description, total=total, text="")
+            self._rich.start()
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        self._show()
+
+    def note(self, text: str) -> None:
+        self.text = text
+        self._show()
+
+    def close(self) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def _show(self) -> None:
+        if self._rich is not None:
+            self._rich.update(self._task, completed=self.done, text=self.text)
+            return
+        now = time.monotonic()
+        if now - self._last_line < PLAIN_LINE_SECONDS or not self.done:
+            return
+        self._last_line = now
+        left = (now - self._started) * (self.total - self.done) / self.done
+        logger.info(
+            "%s: %d of %d %s (%d%%), ETA %s%s",
+            self.description,
+            self.done,
+            self.total,
+            self.unit,
+            100 * self.done // max(self.total, 1),
+            format_seconds(left),
+            f", {self.text}" if self.text else "",
+        )
+
+
+@contextmanager
+def progress(description: str, *, total: int, unit: str) -> Iterator[Bar]:
+    """A bar with elapsed time and ETA on a terminal, a plain line every 10 s elsewhere."""
+    bar = Bar(description, total, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """75 -> '1:15', 3700 -> '1:01:40'."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, seconds_left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
+
+
+def print_error(message: str) -> None:
+    """The one line a failed command ends with, on standard error."""
+    print(f"error: {message}", file=sys.stderr)
