@@ -1,0 +1,194 @@
+"""How good the trained model is: every read of the test set, baselines beside it."""
+
+import csv
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from capfinder import files, log
+from capfinder.data import loader
+from capfinder.data.versions import Dataset
+from capfinder.evaluation import metrics
+from capfinder.stages import assembly
+from capfinder.stages.assembly import TrainedModel
+from capfinder.tracking import Tracker
+
+BLOCK_READS = 4096  # signals of a baseline's block
+MAX_GAP = 0.05  # of accuracy between training and test reads, above which it's worth a word
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    metrics: dict[str, Any]
+    metrics_path: Path
+    predictions_path: Path
+
+    def summary(self) -> str:
+        test, baselines = self.metrics["test"], self.metrics["baselines"]
+        low, high = test["accuracy_interval"]
+        return (
+            f"test accuracy {test['accuracy']:.1%} ({low:.1%} to {high:.1%}) on "
+            f"{test['num_examples']:,} reads; majority {baselines['majority_accuracy']:.1%}, "
+            f"nearest centroid {baselines['nearest_centroid_accuracy']:.1%}"
+        )
+
+
+def run(
+    config: ConfigDict,
+    *,
+    dataset: Dataset,
+    model: TrainedModel,
+    history: list[dict[str, Any]],
+    stopped: str,
+    class_names: Sequence[str],
+    tracker: Tracker,
+) -> EvaluateResult:
+    """Scores train, validation and test; writes evaluation/ and returns what metrics.json holds."""
+    directory = Path(config.shared_params.output_dir) / "evaluation"
+    logits, labels, splits = {}, {}, {}
+    batch_size = config.evaluate_params.batch_size
+    total = sum(sum(counts.values()) for counts in dataset.manifest["counts"].values())
+    with log.progress("evaluation", total=total, unit="reads") as bar:
+        for name in ("train", "validation", "test"):
+            splits[name] = loader.open_split(dataset.directory, name)
+            batches = assembly.evaluation_batches(config, dataset, name, batch_size=batch_size)
+            logits[name], labels[name] = predict(model, batches, bar), splits[name].cap_class
+    temperature = metrics.fit_temperature(logits["validation"], labels["validation"])
+    scored = {
+        name: metrics.evaluate(
+            logits[name], labels[name], class_names=class_names, temperature=temperature
+        )
+        for name in ("train", "validation", "test")
+    }
+    values = {
+        **scored,
+        "baselines": _baselines(splits, len(class_names)),
+        "best_epoch": model.best_epoch,
+        "num_parameters": model.num_parameters,
+        "hyperparameters": dataclasses.asdict(model.hyperparameters),
+        "history": history,
+        "stopped": stopped,
+        "model_type": model.model_type,
+        "class_names": list(class_names),
+        "dataset": {"version": dataset.version, "fingerprint": dataset.fingerprint},
+    }
+    values["warnings"] = [*dataset.manifest["warnings"], *_warnings(values)]
+    predictions = directory / "predictions_test.csv"
+    with files.atomic_path(predictions) as partial:
+        write_predictions(partial, splits["test"], logits["test"], class_names)
+    for name in ("test", "train"):
+        text = metrics.confusion_csv(scored[name]["confusion_matrix"], class_names)
+        files.write_text(directory / f"confusion_matrix_{name}.csv", text)
+    files.write_json(directory / "metrics.json", values)
+    _show(values)
+    _track(tracker, values, directory)
+    return EvaluateResult(values, directory / "metrics.json", predictions)
+
+
+def predict(model: TrainedModel, batches: loader.EvaluationBatches, bar: log.Bar) -> np.ndarray:
+    """(N, C) logits of every read, in stored order."""
+
+    @jax.jit
+    def apply(signal: jax.Array) -> jax.Array:
+        logits: jax.Array = model.module.apply(model.variables, signal, train=False)
+        return logits
+
+    blocks = []
+    for batch in batches:
+        real = np.asarray(batch["weight"]) > 0
+        blocks.append(np.asarray(apply(batch["signal"]))[real])
+        bar.advance(int(real.sum()))
+    return np.concatenate(blocks)
+
+
+def _baselines(splits: dict[str, loader.Split], num_classes: int) -> dict[str, float]:
+    train, test = splits["train"], splits["test"]
+    centroids = metrics.class_centroids(_blocks(train), num_classes)
+    return {
+        "majority_accuracy": metrics.majority_accuracy(
+            train.cap_class, test.cap_class, num_classes
+        ),
+        "nearest_centroid_accuracy": metrics.nearest_centroid_accuracy(_blocks(test), centroids),
+    }
+
+
+def _blocks(split: loader.Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(split.cap_class), BLOCK_READS):
+        part = slice(start, start + BLOCK_READS)
+        yield np.asarray(split.signal[part], np.float32), split.cap_class[part]
+
+
+def _warnings(values: dict[str, Any]) -> list[str]:
+    """What a reader of the figures should know before trusting them."""
+    test, train, baselines = values["test"], values["train"], values["baselines"]
+    found = []
+    if values["stopped"] == "interrupted":
+        found.append("Training was ended by Ctrl-C; the best epoch until then was kept.")
+    if test["accuracy_interval"][0] <= baselines["majority_accuracy"]:
+        found.append("The model is no better than always naming the commonest class.")
+    elif test["accuracy_interval"][0] <= baselines["nearest_centroid_accuracy"]:
+        found.append("The model is not clearly better than the nearest mean signal.")
+    if train["accuracy"] - test["accuracy"] > MAX_GAP:
+        found.append(
+            f"Training reads score {train['accuracy']:.1%}, test reads {test['accuracy']:.1%}: "
+            "the model has learned some reads by heart. More reads, use_augmentation or more "
+            "dropout may help."
+        )
+    if values["best_epoch"] == len(values["history"]) and values["stopped"] == "max_epochs":
+        found.append(
+            "The last epoch was the best: a larger train_params.max_epochs_final_model may help."
+        )
+    low, high = test["accuracy_interval"]
+    if high - low > 2 * MAX_GAP:
+        found.append(
+            f"The test set is small ({test['num_examples']:,} reads): the accuracy is known to "
+            f"lie between {low:.1%} and {high:.1%} only."
+        )
+    return found
+
+
+def write_predictions(
+    path: Path, split: loader.Split, logits: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """One row a read: read_id, cap_class, predicted_cap_class, predicted_cap, p_0, p_1, ..."""
+    probabilities = metrics.softmax(logits)
+    predicted = logits.argmax(axis=1)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        columns = [f"p_{number}" for number in range(len(class_names))]
+        writer.writerow(["read_id", "cap_class", "predicted_cap_class", "predicted_cap", *columns])
+        for read_id, true, guess, row in zip(
+            split.read_id, split.cap_class, predicted, probabilities, strict=True
+        ):
+            shown = [f"{value:.6f}" for value in row]
+            writer.writerow([read_id.decode(), true, guess, class_names[guess], *shown])
+
+
+def _show(values: dict[str, Any]) -> None:
+    names = values["class_names"]
+    for split in ("train", "test"):
+        columns, rows = metrics.confusion_rows(values[split]["confusion_matrix"], names)
+        log.table(f"Confusion matrix, {split} reads", columns, rows)
+    columns, rows = metrics.per_class_rows(values["test"]["per_class"])
+    log.table("Test reads by class", columns, rows)
+    for warning in values["warnings"]:
+        log.logger.warning("Note: %s", warning)
+
+
+def _track(tracker: Tracker, values: dict[str, Any], directory: Path) -> None:
+    for split in ("test", "train"):
+        scored = values[split]
+        names = ("accuracy", "balanced_accuracy", "loss")
+        tracker.log_metrics({name: scored[name] for name in names}, prefix=split)
+        tracker.log_confusion_matrix(
+            scored["confusion_matrix"], values["class_names"], name=f"confusion_matrix_{split}"
+        )
+    tracker.log_metrics(values["baselines"], prefix="baseline")
+    for name in ("metrics.json", "predictions_test.csv", "confusion_matrix_test.csv"):
+        tracker.log_file(directory / name)
