@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,24 +23,19 @@ from rich.progress import (
 from rich.table import Table
 
 logger = logging.getLogger("capfinder")
-console = Console(soft_wrap=True)
+console = Console()
 PLAIN_LINE_SECONDS = 10.0  # between two progress lines when the output isn't a terminal
 
 
-class _Terminal(RichHandler):
+class _Terminal(logging.Handler):
     """The message alone, without time or level, warnings and errors in colour."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            console=console, show_time=False, show_level=False, show_path=False, markup=False
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno)
+        # Long lines are the terminal's to wrap: a path must stay one word for copying.
+        console.print(
+            self.format(record), style=style, markup=False, highlight=False, soft_wrap=True
         )
-
-    def render_message(self, record: logging.LogRecord, message: str):  # type: ignore[no-untyped-def]
-        style = {"WARNING": "yellow", "ERROR": "red"}.get(record.levelname, "")
-        text = super().render_message(record, message)
-        if style and hasattr(text, "stylize"):
-            text.stylize(style)
-        return text
 
 
 def start(logs_dir: Path | None, *, debug: bool = False) -> Path | None:
@@ -92,7 +86,10 @@ def table(
     plain.print(rich_table)
     text = plain.export_text().rstrip()
     if any(isinstance(handler, _Terminal) for handler in logger.handlers):
-        console.print(rich_table if console.is_terminal else text)
+        if console.is_terminal:
+            console.print(rich_table)
+        else:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     file_only(logging.INFO, "\n" + text)
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Context:
     interrupt: Interrupt
     stages: tuple[str, ...]
     class_names: list[str]
+    ran: set[str] = field(default_factory=set)  # by this run, not an earlier one
 
     @contextmanager
     def timed(self, stage: str, done: dict[str, str]) -> Iterator[None]:
@@ -40,6 +41,7 @@ class Context:
         started = time.monotonic()
         yield
         self.record.finish_stage(stage, seconds=time.monotonic() - started, **done)
+        self.ran.add(stage)
 
     @contextmanager
     def tracked(self, project: str, stage: str) -> Iterator["Tracker"]:
@@ -282,7 +284,11 @@ def _print_summary(context: Context, seconds: float) -> None:
         f"Finished in {log.format_seconds(seconds)}",
         ("stage", "time", "outcome"),
         [
-            (name, log.format_seconds(stage["seconds"]), stage["summary"])
+            (
+                name,
+                log.format_seconds(stage["seconds"]) if name in context.ran else "earlier",
+                stage["summary"],
+            )
             for name in context.stages
             if (stage := values["stages"].get(name))
         ],

@@ -1,0 +1,1 @@
+"""From CSV files to the dataset, and from the dataset to batches."""
