@@ -82,15 +82,17 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     _check_hyperparameters(config)
     log.start(None)
     if caps_data_dir.is_dir():
-        from capfinder.data import csv_reader
+        from capfinder.data import sources
 
-        sources = csv_reader.find_sources(caps_data_dir)
-        size = sum(path.stat().st_size for path in sources)
-        logger.info("Input: %d CSV files, %.1f MB, in %s", len(sources), size / 1e6, caps_data_dir)
-    elif config.etl_params.use_remote_dataset_version == "":
-        raise InputError(f"etl_params.caps_data_dir={caps_data_dir}: no such directory")
+        paths = sources.list_files(caps_data_dir, setting="etl_params.caps_data_dir")
+        size = sum(path.stat().st_size for path in paths)
+        logger.info("Input: %d CSV files, %.1f MB, in %s", len(paths), size / 1e6, caps_data_dir)
     else:
-        logger.info("Input: %s doesn't exist; the latest dataset would be used", caps_data_dir)
+        logger.warning(
+            "Input: %s doesn't exist; the newest dataset in %s would be used, if there is one",
+            caps_data_dir,
+            output_dir,
+        )
     logger.info("Stages: %s", ", ".join(stages))
     logger.info(
         "Model: %s, schedule %s, at most %d trials of %d epochs, then at most %d epochs",

@@ -1,0 +1,127 @@
+"""Bytes of cap-signal CSV files, plain or gzipped: blocks of whole lines, ranges of chosen rows."""
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capfinder.errors import InputError
+
+HEADER = b"read_id,cap_class,timeseries"
+MAX_ROW_BYTES = 4096 * 4096  # as the original's csv.field_size_limit
+HEAD_BYTES = 4096  # of a line beyond MAX_ROW_BYTES, enough to name its read
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a file. `offset`: bytes before them in the (decompressed) file; `line`: number
+    of the first; `is_head`: one line beyond MAX_ROW_BYTES, of which `data` is only the start."""
+
+    data: bytes
+    offset: int
+    line: int
+    is_head: bool = False
+
+
+class _Hashed(io.RawIOBase):
+    """A file whose bytes, as they lie on disk, pass through `digest`; `position` counts them."""
+
+    def __init__(self, path: Path, digest: Any) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._digest = digest
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        self.position += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: can't be decompressed ({error}). Copy or compress the file again."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror or error})") from None
+
+
+def read_blocks(path: Path, *, block_bytes: int, digest: Any) -> Iterator[tuple[Block, int]]:
+    """The file behind its header in blocks of about `block_bytes`, each with the bytes read from
+    disk so far. Read to its end, the whole file has gone through `digest` (a hashlib object).
+
+    Raises: InputError when the file is empty, has another header or can't be read."""
+    with _readable(path), _Hashed(path, digest) as raw:
+        buffered = io.BufferedReader(raw, buffer_size=1 << 20)
+        stream: Any = gzip.GzipFile(fileobj=buffered) if path.suffix == ".gz" else buffered
+        for block in _whole_lines(path, stream, block_bytes):
+            yield block, raw.position
+        while buffered.read(1 << 20):  # what may follow gzip's own end
+            pass
+
+
+def _whole_lines(path: Path, stream: Any, block_bytes: int) -> Iterator[Block]:
+    first = stream.readline(HEAD_BYTES)
+    _check_header(path, first)
+    offset, line, rest = len(first), 2, b""
+    while chunk := stream.read(block_bytes):
+        data = rest + chunk
+        cut = data.rfind(b"\n") + 1
+        if not cut and len(data) > MAX_ROW_BYTES:
+            yield Block(data[:HEAD_BYTES], offset, line, is_head=True)
+            offset += len(data) + _skip_line(stream)
+            line, rest = line + 1, b""
+            continue
+        rest = data[cut:]
+        if cut:
+            yield Block(data[:cut], offset, line)
+            line += data.count(b"\n")
+            offset += cut
+    if rest:
+        yield Block(rest, offset, line)
+
+
+def _skip_line(stream: Any) -> int:
+    """Reads past the next line end; returns how many bytes that took."""
+    size = 0
+    while part := stream.readline(1 << 20):
+        size += len(part)
+        if part.endswith(b"\n"):
+            break
+    return size
+
+
+def _check_header(path: Path, first: bytes) -> None:
+    if not first:
+        raise InputError(f"{path}: is empty; expected the header {HEADER.decode()} and rows")
+    names = first.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")
+    if names.replace(b'"', b"") != HEADER:
+        found = first[:80].decode("utf-8", "replace").rstrip("\r\n")
+        raise InputError(
+            f"{path}, line 1: found {found!r}, expected the header {HEADER.decode()}. "
+            "Correct the file or move it elsewhere."
+        )
+
+
+def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes start..end of the decompressed file for each of the ascending `ranges`."""
+    with _readable(path), path.open("rb") as raw:
+        stream: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        for start, end in ranges:
+            stream.seek(start)
+            yield stream.read(end - start)

@@ -1,0 +1,191 @@
+"""Which files are the input: cap-signal CSVs of a directory, their class, checksum and metadata."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from capfinder import files
+from capfinder.data.csv_files import read_blocks
+from capfinder.data.csv_reader import scan_block
+from capfinder.data.stream import BLOCK_BYTES
+from capfinder.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of reads of one class. `name` is how it is shown; `cap_class` the label in the file,
+    `label` that in the dataset; `is_test`: from split_params.test_caps_data_dir."""
+
+    path: Path
+    name: str
+    cap_class: int
+    label: int
+    is_test: bool
+    size: int
+    mtime_ns: int
+
+    def check_unchanged(self) -> None:
+        """Raises: InputError when the file isn't the one that was listed."""
+        stat = self.path.stat() if self.path.exists() else None
+        if stat is None or (stat.st_size, stat.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise InputError(f"{self.path}: changed while it was read. Run again when it is whole.")
+
+
+def list_files(directory: Path, *, setting: str) -> list[Path]:
+    """The data files directly in `directory`, by name. Raises: InputError when there is none."""
+    if not directory.is_dir():
+        found = "not a directory" if directory.exists() else "no such directory"
+        raise InputError(f"{setting}={directory}: {found}; expected one with cap-signal CSV files")
+    found_files = sorted(
+        path
+        for path in directory.iterdir()
+        if path.name.endswith((".csv", ".csv.gz"))
+        and not path.name.startswith((".", "metadata__"))
+        and path.is_file()
+    )
+    if not found_files:
+        raise InputError(
+            f"{setting}={directory}: no *.csv or *.csv.gz file there (metadata__* aside)"
+        )
+    return found_files
+
+
+def open_sources(
+    directory: Path,
+    *,
+    setting: str,
+    class_map: dict[int, int],
+    num_classes: int,
+    is_test: bool = False,
+) -> list[Source]:
+    """The files of `directory` whose class is used, each with its class: that of its first good
+    row. class_map {}: classes as in the files.
+
+    Raises: InputError for a bad file or when the classes aren't exactly 0..num_classes-1."""
+    sources, found = [], []
+    for path in list_files(directory, setting=setting):
+        stat = path.stat()
+        cap_class = _file_class(path)
+        found.append(f"{path.name}: {cap_class}")
+        if not class_map or cap_class in class_map:
+            label = class_map.get(cap_class, cap_class)
+            name = f"{directory.name}/{path.name}" if is_test else path.name
+            sources.append(
+                Source(path, name, cap_class, label, is_test, stat.st_size, stat.st_mtime_ns)
+            )
+    labels = {source.label for source in sources}
+    if labels != set(range(num_classes)):
+        missing, surplus = set(range(num_classes)) - labels, labels - set(range(num_classes))
+        problems = [
+            f"{what} class {', '.join(map(str, sorted(those)))}"
+            for what, those in (("missing", missing), ("surplus", surplus))
+            if those
+        ]
+        mapped = f" with etl_params.class_map={class_map}" if class_map else ""
+        raise InputError(
+            f"{setting}={directory}: {' and '.join(problems)}, expected exactly 0 to "
+            f"{num_classes - 1} (shared_params.num_classes={num_classes}){mapped}. Class per "
+            f"file: {'; '.join(found)}. Correct the files, num_classes or class_map."
+        )
+    return sources
+
+
+def _file_class(path: Path) -> int:
+    first = None
+    for block, _ in read_blocks(path, block_bytes=BLOCK_BYTES, digest=hashlib.sha256()):
+        rows, rejects, _ = scan_block(block, cap_class=None)
+        if len(rows.cap_class):
+            return int(rows.cap_class[0])
+        first = first or (rejects[0] if rejects else None)
+    if first is None:
+        raise InputError(f"{path}: has a header but no rows. Remove the file or fill it.")
+    raise InputError(
+        f"{path}: no row can be used, first at line {first.line}, read_id {first.read_id!r}: "
+        f"{first.reason}. Correct the file or move it elsewhere."
+    )
+
+
+class DigestIndex:
+    """SHA-256 of files seen before, kept in a small JSON file by path, size and time of change, so
+    that a rerun needn't read them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries: dict[str, list[str | int]] = {}
+        if path.exists():
+            try:
+                entries = files.read_json(path)
+            except InputError:
+                entries = {}  # only a shortcut is lost
+            self._entries = entries if isinstance(entries, dict) else {}
+
+    def get(self, source: Source) -> str | None:
+        entry = self._entries.get(str(source.path.absolute()))
+        if isinstance(entry, list) and entry[:2] == [source.size, source.mtime_ns]:
+            return str(entry[2])
+        return None
+
+    def add(self, digests: dict[Source, str]) -> None:
+        """Saves these digests and no others: the index doesn't grow with files long gone."""
+        self._entries = {
+            str(source.path.absolute()): [source.size, source.mtime_ns, digest]
+            for source, digest in digests.items()
+        }
+        files.write_json(self._path, self._entries)
+
+
+def metadata_files(directories: list[Path]) -> list[Path]:
+    return sorted(
+        path
+        for directory in directories
+        for path in directory.glob("metadata__*")
+        if path.name.endswith((".csv", ".csv.gz")) and path.is_file()
+    )
+
+
+def read_parents(directories: list[Path], ids: np.ndarray) -> np.ndarray:
+    """parent_read_id (n,) 'S' of each read in ids (n,) 'S', from metadata__*.csv in `directories`.
+
+    Raises: InputError when there is no such file, or it lacks a read or contradicts itself."""
+    paths = metadata_files(directories)
+    where = " or ".join(str(directory) for directory in directories)
+    if not paths:
+        raise InputError(
+            f"split_params.group_by=parent_read: needs metadata__*.csv in {where}, found none. "
+            "Add it, or split by read."
+        )
+    pairs = pl.concat([_read_pairs(path) for path in paths]).unique()
+    twice = pairs.filter(pairs["read_id"].is_duplicated())
+    reads = pl.DataFrame({"read_id": pl.Series(ids.tolist(), dtype=pl.Binary).cast(pl.String)})
+    twice = twice.join(reads, on="read_id", how="semi")
+    if len(twice):
+        read_id = min(twice["read_id"].to_list())
+        raise InputError(
+            f"{where}: metadata__*.csv gives read_id {read_id} more than one parent_read_id. "
+            "Correct it, or set split_params.group_by=read."
+        )
+    pairs = pairs.unique("read_id")
+    joined = reads.join(pairs, on="read_id", how="left", maintain_order="left")
+    lacking = joined.filter(joined["parent_read_id"].is_null())
+    if len(lacking):
+        raise InputError(
+            f"{where}: metadata__*.csv gives no parent_read_id for {len(lacking):,} of "
+            f"{len(ids):,} reads, such as {lacking['read_id'][0]}. Complete it, or set "
+            "split_params.group_by=read."
+        )
+    return np.array([parent.encode() for parent in joined["parent_read_id"].to_list()])
+
+
+def _read_pairs(path: Path) -> pl.DataFrame:
+    columns = ["read_id", "parent_read_id"]
+    try:
+        table = pl.read_csv(path, columns=columns, infer_schema=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: can't be read as CSV with the columns read_id and parent_read_id ({reason})"
+        ) from None
+    return table.select(columns).drop_nulls()
