@@ -23,7 +23,7 @@ EXAMPLE_SIGNALS = 256
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The best epoch of a training, in float32 arithmetic (float64 for dtype float64)."""
+    """The best epoch of a training, in the arithmetic of its parameters, float32 or float64."""
 
     model_type: str
     hyperparameters: Any
@@ -37,7 +37,8 @@ class TrainedModel:
 
 def configure_jax(config: ConfigDict) -> None:
     """float64 and the persistent compilation cache; before the first array is made."""
-    jax.config.update("jax_enable_x64", config.shared_params.dtype == "float64")
+    dtypes = (config.shared_params.dtype, config.runtime_params.compute_dtype)
+    jax.config.update("jax_enable_x64", "float64" in dtypes)
     chosen = config.runtime_params.compilation_cache_dir
     if chosen is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -107,11 +108,10 @@ def initial_state(config: ConfigDict, hyperparameters: Any, tx: Any, *, seed: in
 def trained_model(
     config: ConfigDict, hyperparameters: Any, variables: dict[str, Any], *, best_epoch: int
 ) -> TrainedModel:
-    exact = np.float64 if config.shared_params.dtype == "float64" else np.float32
     return TrainedModel(
         model_type=config.shared_params.model_type,
         hyperparameters=hyperparameters,
-        module=new_module(config, hyperparameters, compute_dtype=exact),
+        module=new_module(config, hyperparameters, compute_dtype=policy(config).param_dtype),
         variables=variables,
         num_classes=config.shared_params.num_classes,
         target_length=config.shared_params.target_length,

@@ -73,6 +73,8 @@ class Training:
         if self.is_finished():
             logger.info("This training has already run to its end; its best epoch is used")
             return self.load()
+        # After a Ctrl-C it told of a best epoch that going on may replace.
+        self._outcome_path.unlink(missing_ok=True)
         train_batches = assembly.train_batches(config, self.dataset)
         scheduler = config.lr_scheduler_params
         schedule = schedules.make_schedule(
