@@ -38,10 +38,10 @@ def _remove(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is fsynced and renamed into place.
 
-    The suffix stays at the end of the temporary name, for writers that choose a format by it."""
+    Its suffixes stay at the end of the temporary name, for writers that go by them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_name(path)
-    partial = partial.with_name(partial.name + path.suffix)
+    partial = partial.with_name(partial.name + "".join(path.suffixes))
     try:
         yield partial
         _fsync(partial)

@@ -36,6 +36,7 @@ class Block:
 def tensorflow() -> Any:
     """TensorFlow, imported on first use, quiet, and kept off the GPU, whose memory is for JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else lines about CPU features on stderr
+    os.environ.setdefault("KERAS_BACKEND", "jax")  # TensorFlow imports Keras, which then decides
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -53,10 +53,10 @@ def policy(config: ConfigDict) -> precision.Policy:
     )
 
 
-def _residency(config: ConfigDict, split: loader.Split) -> str:
-    asked = config.runtime_params.data_residency
+def _residency(config: ConfigDict, split: loader.Split) -> Literal["device", "host"]:
+    asked: Literal["auto", "device", "host"] = config.runtime_params.data_residency
     if asked != "auto":
-        return str(asked)
+        return asked
     stats = jax.devices()[0].memory_stats()
     limit = DEVICE_SHARE * stats["bytes_limit"] if stats else HOST_BYTES_ON_CPU
     return "device" if split.signal.nbytes <= limit else "host"

@@ -95,8 +95,8 @@ def predict(model: TrainedModel, batches: loader.EvaluationBatches, bar: log.Bar
     """(N, C) logits of every read, in stored order."""
 
     @jax.jit
-    def apply(signal: jax.Array) -> jax.Array:
-        logits: jax.Array = model.module.apply(model.variables, signal, train=False)
+    def apply(signal: jax.Array) -> Any:
+        logits: Any = model.module.apply(model.variables, signal, train=False)
         return logits
 
     blocks = []
