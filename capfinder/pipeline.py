@@ -1,5 +1,6 @@
 """The order of stages, and what a rerun may skip."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Context:
             output_dir=self.output_dir,
             name=f"{self.output_dir.name}_{stage}",
         ) as tracker:
-            tracker.log_parameters(settings.flat(self.config))
+            tracker.log_parameters(settings.flat(settings.to_shown(self.config)))
             yield tracker
 
 
@@ -67,10 +68,17 @@ def _directory(config: ConfigDict, key: str) -> Path:
 
 def _check_hyperparameters(config: ConfigDict) -> None:
     """What only the architecture can judge: a mistake must not show after hours of ETL."""
+    from capfinder.stages import search_check
+
+    model_type, target_length = config.shared_params.model_type, config.shared_params.target_length
     models.parse_hyperparameters(
-        config.shared_params.model_type,
-        config.model_params.to_dict(),
-        target_length=config.shared_params.target_length,
+        model_type, config.model_params.to_dict(), target_length=target_length
+    )
+    search_check.check(
+        config.search_params.to_dict(),
+        architecture=models.architecture(model_type),
+        model_type=model_type,
+        target_length=target_length,
     )
 
 
@@ -118,7 +126,7 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     )
     run_record.prepare_output_dir(output_dir)
     log.start(output_dir / "logs", debug=config.debug_code)
-    log.log_settings(str(config))
+    log.log_settings(json.dumps(settings.to_shown(config), indent=4))
     started = time.monotonic()
     with Interrupt().installed() as interrupt:
         if stages != ("etl",):
@@ -190,8 +198,12 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
         return tune.best(config, dataset=dataset) or tune.without_study(config)
     done: dict[str, str] = {}
     with context.timed("tune", done):
+        known = None if config.tune_params.overwrite else tune.best(config, dataset=dataset)
         if config.tune_params.max_trials == 0:
             result = tune.without_study(config)
+        elif known is not None and known.num_finished >= config.tune_params.max_trials:
+            logger.info("The study already has its %d trials", known.num_finished)
+            result = known
         else:
             project = f"{config.tune_params.comet_project_name}_{config.shared_params.model_type}"
             with context.tracked(project, "tuning") as tracker:

@@ -131,7 +131,7 @@ def open_record(config: ConfigDict, output_dir: Path, class_names: list[str]) ->
     values.setdefault("stages", {})
     values.update(
         settings_fingerprint=key,
-        settings=settings.to_dict(config),
+        settings=settings.to_shown(config),
         versions=package_versions(),
         seed=config.tune_params.seed,
         class_names=class_names,

@@ -6,6 +6,7 @@ are all made from `SETTINGS`."""
 import ast
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -479,9 +480,18 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return config.to_dict()
 
 
-def flat(config: ConfigDict) -> dict[str, Any]:
+def to_shown(config: ConfigDict) -> dict[str, Any]:
+    """`to_dict` for logs and records: without the password that a storage URL may hold."""
+    values = to_dict(config)
+    storage = values["tune_params"]["storage"]
+    if storage is not None:
+        values["tune_params"]["storage"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage)
+    return values
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and their values."""
-    return dict(_flatten(to_dict(config)))
+    return dict(_flatten(values))
 
 
 def checked(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> ConfigDict:

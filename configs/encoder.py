@@ -8,7 +8,5 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config()
     config.shared_params.model_type = "encoder"
-    config.shared_params.batch_size = (
-        64  # attention is the dearest in memory
-    )
+    config.shared_params.batch_size = 64  # attention is the dearest in memory
     return config

@@ -113,7 +113,7 @@ def _bad_rows(bad: str):
 
 SIGNAL = ",".join(["0.5"] * 40)
 BAD_DATA = {
-    "no CSV file": (_remove_all, ["no CSV file"]),
+    "no CSV file": (_remove_all, ["*.csv"]),
     "empty file": (_write("data__cap_1.csv", ""), ["data__cap_1.csv", "empty"]),
     "header alone": (_write("data__cap_1.csv", "read_id,cap_class,timeseries\r\n"), ["cap_1"]),
     "wrong header": (_write("data__cap_1.csv", "a,b,c\r\n1,2,3\r\n"), ["data__cap_1.csv", "a,b,c"]),
@@ -128,7 +128,7 @@ BAD_DATA = {
     "bad cap_class": (_bad_rows(_row("x7", "one", SIGNAL)), ["x7", "cap_class"]),
     "one read in a class": (
         lambda caps: _file(caps / "data__cap_1.csv", 1, rows=1),
-        ["split"],
+        ["at least one"],
     ),
 }
 

@@ -213,5 +213,14 @@ def test_a_default_survives_the_command_line(setting):
     )
 
 
+def test_a_password_in_a_storage_url_is_never_shown():
+    config = settings.checked(
+        settings.default_config(), {"tune_params.storage": "postgresql://me:s3cret@host/db"}
+    )
+    shown = settings.to_shown(config)
+    assert shown["tune_params"]["storage"] == "postgresql://me:***@host/db"
+    assert config.tune_params.storage == "postgresql://me:s3cret@host/db"
+
+
 def test_the_table_in_readme_is_the_settings_table():
     assert settings.markdown_table() in (ROOT / "README.md").read_text(encoding="utf-8")

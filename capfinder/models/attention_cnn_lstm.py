@@ -1,0 +1,90 @@
+"""CNN-LSTM with attention: as cnn_lstm, but every position of the signal has its say.
+
+Where cnn_lstm hands on what the LSTM knows at the end, this weighs its states at all positions."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from capfinder.models import trunk
+from capfinder.models.layers import (
+    PositionDense,
+    classifier_head,
+    keras_classifier_head,
+    precision,
+    weighted_average,
+)
+
+minimum_length = trunk.minimum_length
+trial_parameters = trunk.trial_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters(trunk.Hyperparameters):
+    """Convolutions, LSTM layers and the dense layer before the scores."""
+
+
+class AttentionCnnLstm(nn.Module):
+    """signal: (B, T, 1) z-scored current -> logits: (B, num_classes), no softmax.
+
+    Position t of the LSTM's output x weighs softmax_t(tanh(x_t W + b_t)).
+    Source: additive attention, Bahdanau et al. 2015, with a bias of its own for each position."""
+
+    hyperparameters: Hyperparameters
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
+        h, how = self.hyperparameters, {"train": train, "dtype": self.dtype}
+        x = signal.astype(self.dtype)
+        x = trunk.conv_blocks(x, h, **how)  # (B, T', filters)
+        x = trunk.lstm_blocks(x, h, return_sequences=True, **how)  # (B, T', H)
+        scores = nn.tanh(PositionDense(1, name="attention", **precision(self.dtype))(x))
+        x = weighted_average(x, scores)  # (B, H)
+        return classifier_head(
+            x, (h.dense_units,), h.dense_dropout, num_classes=self.num_classes, **how
+        )
+
+
+def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+    """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
+    return AttentionCnnLstm(hyperparameters, num_classes, jnp.dtype(dtype))
+
+
+def search_space(trial: Any, *, target_length: int) -> Hyperparameters:
+    """Draws every hyperparameter; fewer but wider layers than cnn_lstm's."""
+    return Hyperparameters(
+        **trunk.suggest(
+            trial, target_length=target_length, most_convolutions=5, most_lstms=3, widest=256
+        )
+    )
+
+
+def keras_twin(
+    hyperparameters: Hyperparameters, *, num_classes: int, layers: Any
+) -> Callable[[Any], Any]:
+    """The same network in Keras's own layers: signal (B, T, 1) -> logits (B, num_classes)."""
+    h = hyperparameters
+
+    def twin(signal: Any) -> Any:
+        x = trunk.keras_conv_blocks(signal, h, layers)
+        x = trunk.keras_lstm_blocks(x, h, return_sequences=True, layers=layers)
+        scores = layers.EinsumDense(
+            "btc,co->bto",
+            (x.shape[1], 1),
+            bias_axes="to",
+            activation="tanh",
+            name="attention",
+        )(x)
+        weights = layers.Softmax(axis=1)(scores)
+        x = layers.Flatten()(layers.Dot(axes=1)([weights, x]))
+        return keras_classifier_head(
+            x, (h.dense_units,), h.dense_dropout, num_classes=num_classes, layers=layers
+        )
+
+    return twin

@@ -1,0 +1,71 @@
+"""CNN-LSTM, the default: convolutions shorten the signal, LSTM layers read it.
+
+The released Capfinder classifier has this shape: convolutions 64/128/32, LSTMs 64/128/128/32."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from capfinder.models import trunk
+from capfinder.models.layers import classifier_head, keras_classifier_head
+
+minimum_length = trunk.minimum_length
+trial_parameters = trunk.trial_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters(trunk.Hyperparameters):
+    """Convolutions, LSTM layers and the dense layer before the scores."""
+
+
+class CnnLstm(nn.Module):
+    """signal: (B, T, 1) z-scored current -> logits: (B, num_classes), no softmax."""
+
+    hyperparameters: Hyperparameters
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
+        h, how = self.hyperparameters, {"train": train, "dtype": self.dtype}
+        x = signal.astype(self.dtype)
+        x = trunk.conv_blocks(x, h, **how)  # (B, T', filters)
+        x = trunk.lstm_blocks(x, h, return_sequences=False, **how)  # (B, H)
+        return classifier_head(
+            x, (h.dense_units,), h.dense_dropout, num_classes=self.num_classes, **how
+        )
+
+
+def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+    """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
+    return CnnLstm(hyperparameters, num_classes, jnp.dtype(dtype))
+
+
+def search_space(trial: Any, *, target_length: int) -> Hyperparameters:
+    """Draws every hyperparameter; at most 4 LSTM layers, as many as the released classifier has:
+    eight of them over 250 positions would make a trial last hours on a CPU."""
+    return Hyperparameters(
+        **trunk.suggest(
+            trial, target_length=target_length, most_convolutions=99, most_lstms=4, widest=128
+        )
+    )
+
+
+def keras_twin(
+    hyperparameters: Hyperparameters, *, num_classes: int, layers: Any
+) -> Callable[[Any], Any]:
+    """The same network in Keras's own layers: signal (B, T, 1) -> logits (B, num_classes)."""
+    h = hyperparameters
+
+    def twin(signal: Any) -> Any:
+        x = trunk.keras_conv_blocks(signal, h, layers)
+        x = trunk.keras_lstm_blocks(x, h, return_sequences=False, layers=layers)
+        return keras_classifier_head(
+            x, (h.dense_units,), h.dense_dropout, num_classes=num_classes, layers=layers
+        )
+
+    return twin

@@ -1,0 +1,157 @@
+"""ResNet: stages of residual convolutions, each at half the time resolution of the one before.
+
+Source: He et al. 2015, for time series Wang et al. 2017."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from capfinder.models import search
+from capfinder.models.hyperparameters import hyperparameter, learning_rate
+from capfinder.models.layers import (
+    BatchNorm,
+    Conv,
+    classifier_head,
+    keras_classifier_head,
+    precision,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """Tuples have one value per stage."""
+
+    stem_filters: int = hyperparameter(32, low=1, high=4096, meaning="filters of the first layer")
+    stem_kernel: int = hyperparameter(7, low=1, high=999, meaning="samples the first layer sees")
+    stage_filters: tuple[int, ...] = hyperparameter(
+        (64, 128), low=1, high=4096, per="stage", meaning="filters in each stage"
+    )
+    stage_kernels: tuple[int, ...] = hyperparameter(
+        (5, 5), low=1, high=999, per="stage", meaning="positions each convolution sees"
+    )
+    stage_blocks: tuple[int, ...] = hyperparameter(
+        (2, 2), low=1, high=64, per="stage", meaning="residual blocks in each stage"
+    )
+    dense_units: int = hyperparameter(64, low=1, high=4096, meaning="units of the dense layer")
+    dense_dropout: float = hyperparameter(0.2, low=0, high=0.95, meaning="share dropped after it")
+    learning_rate: float = learning_rate(1e-3)
+
+
+class ResNet(nn.Module):
+    """signal: (B, T, 1) z-scored current -> logits: (B, num_classes), no softmax."""
+
+    hyperparameters: Hyperparameters
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
+        h = self.hyperparameters
+
+        def conv_norm(x: jax.Array, filters: int, kernel: int, stride: int, name: str) -> jax.Array:
+            # The norm subtracts the mean, so a bias before it would do nothing.
+            x = Conv(
+                filters, (kernel,), stride, use_bias=False, name=name, **precision(self.dtype)
+            )(x)
+            return BatchNorm(not train, name=f"{name}_norm", **precision(self.dtype))(x)
+
+        x = signal.astype(self.dtype)
+        x = nn.relu(conv_norm(x, h.stem_filters, h.stem_kernel, 1, "stem"))
+        x = nn.max_pool(x, (3,), strides=(2,), padding="SAME")  # T halves
+        for name, filters, kernel, stride in _blocks(h):
+            shortcut = x
+            if stride > 1 or x.shape[-1] != filters:
+                shortcut = conv_norm(x, filters, 1, stride, f"{name}_shortcut")
+            x = nn.relu(conv_norm(x, filters, kernel, stride, f"{name}_conv_0"))
+            x = conv_norm(x, filters, kernel, 1, f"{name}_conv_1")
+            x = nn.relu(x + shortcut)
+        x = x.mean(axis=1)  # (B, filters)
+        return classifier_head(
+            x,
+            (h.dense_units,),
+            h.dense_dropout,
+            num_classes=self.num_classes,
+            train=train,
+            dtype=self.dtype,
+        )
+
+
+def _blocks(h: Hyperparameters) -> list[tuple[str, int, int, int]]:
+    """Name, filters, kernel and stride of every residual block, in order."""
+    blocks = []
+    stages = zip(h.stage_filters, h.stage_kernels, h.stage_blocks, strict=True)
+    for stage, (filters, kernel, count) in enumerate(stages):
+        for block in range(count):
+            stride = 2 if stage > 0 and block == 0 else 1
+            blocks.append((f"stage_{stage}_block_{block}", filters, kernel, stride))
+    return blocks
+
+
+def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+    """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
+    return ResNet(hyperparameters, num_classes, jnp.dtype(dtype))
+
+
+def minimum_length(hyperparameters: Hyperparameters) -> int:
+    """The shortest signal, in samples, that the model takes: padding makes up for any."""
+    return 1
+
+
+def search_space(trial: Any, *, target_length: int) -> Hyperparameters:
+    """Draws every hyperparameter; the first stage, at the finest resolution, stays at 128 filters
+    or fewer, or else one epoch of a trial could take a day on a CPU."""
+    stages = range(trial.suggest_int("stages", 2, 4))
+    return Hyperparameters(
+        stem_filters=trial.suggest_int("stem_filters", 32, 128, step=32),
+        stem_kernel=trial.suggest_categorical("stem_kernel", search.KERNELS),
+        stage_filters=tuple(
+            trial.suggest_int(f"stage_filters_{i}", 64, min(256, 128 * 2**i), step=64)
+            for i in stages
+        ),
+        stage_kernels=tuple(
+            trial.suggest_categorical(f"stage_kernels_{i}", search.KERNELS) for i in stages
+        ),
+        stage_blocks=tuple(trial.suggest_int(f"stage_blocks_{i}", 2, 4) for i in stages),
+        dense_units=trial.suggest_int("dense_units", 32, 256, step=32),
+        dense_dropout=search.suggest_dropout(trial, "dense_dropout", 0.0),
+        learning_rate=trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+    )
+
+
+def trial_parameters(hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """The trial's parameters that give these hyperparameters in `search_space`."""
+    return search.flatten(dataclasses.asdict(hyperparameters), {"stages": "stage_filters"})
+
+
+def keras_twin(
+    hyperparameters: Hyperparameters, *, num_classes: int, layers: Any
+) -> Callable[[Any], Any]:
+    """The same network in Keras's own layers: signal (B, T, 1) -> logits (B, num_classes)."""
+    h = hyperparameters
+
+    def conv_norm(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
+        x = layers.Conv1D(
+            filters, kernel, strides=stride, padding="same", use_bias=False, name=name
+        )(x)
+        return layers.BatchNormalization(epsilon=BatchNorm.epsilon, name=f"{name}_norm")(x)
+
+    def twin(signal: Any) -> Any:
+        x = layers.ReLU()(conv_norm(signal, h.stem_filters, h.stem_kernel, 1, "stem"))
+        x = layers.MaxPooling1D(3, strides=2, padding="same")(x)
+        for name, filters, kernel, stride in _blocks(h):
+            shortcut = x
+            if stride > 1 or x.shape[-1] != filters:
+                shortcut = conv_norm(x, filters, 1, stride, f"{name}_shortcut")
+            x = layers.ReLU()(conv_norm(x, filters, kernel, stride, f"{name}_conv_0"))
+            x = conv_norm(x, filters, kernel, 1, f"{name}_conv_1")
+            x = layers.ReLU()(layers.Add()([x, shortcut]))
+        x = layers.GlobalAveragePooling1D()(x)
+        return keras_classifier_head(
+            x, (h.dense_units,), h.dense_dropout, num_classes=num_classes, layers=layers
+        )
+
+    return twin
