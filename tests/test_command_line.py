@@ -332,7 +332,7 @@ def test_ctrl_c_in_tuning_goes_on_with_the_best_so_far(caps, tmp_path):
         train_params__max_epochs_final_model=2,
     )
     process = _start("launch.py", "--config=configs/cnn_lstm.py", *options)
-    shown = _signal_after(process, "trial 0", signal.SIGINT)
+    shown = _signal_after(process, "trial 0: ", signal.SIGINT)
     assert process.returncode == 0, shown
     tuning = _read(tmp_path / "run.json")["tuning"]
     assert tuning["interrupted"]

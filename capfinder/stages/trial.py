@@ -38,7 +38,7 @@ class Trainer:
     validation_batches: Any
     tracker: Tracker
     interrupt: Interrupt
-    bar: log.Bar  # in epochs
+    bar: log.Bar  # in steps
     best: float | None  # validation accuracy of the study so far
     trained: int = 0
 
@@ -55,14 +55,11 @@ class Trainer:
                 return None
             trial.complete(value)
             self.best = max(value, self.best or 0.0)
+            self._tell(trial, f"val_accuracy {value:.1%}")
         except _Pruned:
             trial.prune()
-        except (
-            loop.DivergedError,
-            SettingsError,
-            MemoryError,
-            jax.errors.JaxRuntimeError,
-        ) as error:
+            self._tell(trial, "pruned: others are ahead at this epoch")
+        except FAILS_ALONE as error:
             reason = self._reason(error)
             if reason is None:
                 trial.leave()
@@ -76,7 +73,8 @@ class Trainer:
             if reason is not None or self.trained % CLEAR_EVERY == 0:
                 jax.clear_caches()
             gc.collect()
-        planned = 0 if reason else self.config.tune_params.max_epochs_hpt
+        epochs = 0 if reason else self.config.tune_params.max_epochs_hpt
+        planned = epochs * self.train_batches.steps_per_epoch
         self.bar.advance(before + planned - self.bar.done)  # a failed trial gives its place away
         return reason
 
@@ -84,7 +82,7 @@ class Trainer:
         """The best epoch's validation accuracy; None when interrupted.
 
         Raises: _Pruned, and what drawing and training raise."""
-        config, tune = self.config, self.config.tune_params
+        config, tune, before = self.config, self.config.tune_params, self.bar.done
         hyperparameters = draw(config, trial.parameters)
         schedule = schedules.make_schedule(
             "constant",
@@ -116,7 +114,7 @@ class Trainer:
             patience=tune.patience,
             checkpoints=None,
             interrupted=lambda: self.interrupt.requested,
-            on_step=lambda step: None,
+            on_step=lambda step: self.bar.advance(before + step - self.bar.done),
             on_epoch=on_epoch,
         )
         if self.interrupt.requested:
@@ -132,7 +130,10 @@ class Trainer:
         self.bar.note(
             f"trial {number} epoch {row['epoch']}: val_accuracy {row['val_accuracy']:.1%}{best}"
         )
-        self.bar.advance()
+
+    def _tell(self, trial: "Trial", outcome: str) -> None:
+        best = "" if self.best is None else f"; best so far {self.best:.1%}"
+        log.logger.info("trial %d: %s%s", trial.number, outcome, best)
 
     def _reason(self, error: BaseException) -> str | None:
         """Why the trial failed, in a line; None for an error that isn't the trial's own."""

@@ -209,11 +209,13 @@ def _run_trials(
         return
     so_far = study.best()
     failures: list[str] = []
-    total = (tune.max_trials - finished) * tune.max_epochs_hpt
-    with log.progress("Tuning", total=total, unit="epochs") as bar:
+    train_batches = assembly.train_batches(config, dataset)
+    steps = tune.max_epochs_hpt * train_batches.steps_per_epoch
+    total = (tune.max_trials - finished) * steps
+    with log.progress("Tuning", total=total, unit="steps") as bar:
         trainer = Trainer(
             config,
-            assembly.train_batches(config, dataset),
+            train_batches,
             assembly.evaluation_batches(config, dataset, "validation"),
             tracker,
             interrupt,
