@@ -29,7 +29,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	@test -d runs/demo_caps || $(BIN)/capfinder simulate --output_dir runs/demo_caps \
+	@$(BIN)/capfinder simulate --output_dir runs/demo_caps \
 	  --reads_per_class 1000 --num_classes 4 --runs_per_class 2 --seed 1
 	@$(BIN)/python launch.py --config=configs/demo.py
 

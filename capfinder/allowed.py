@@ -17,9 +17,15 @@ class Allowed:
 
 
 def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
-    return float(value)
+    try:
+        result = float(value)
+    except OverflowError:
+        raise ValueError from None
+    if not math.isfinite(result):
+        raise ValueError
+    return result
 
 
 def number(

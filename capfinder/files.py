@@ -63,17 +63,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         for member in sorted(partial.rglob("*")):
             if member.is_file():
                 _fsync(member)
+        earlier = partial.with_name(f"{partial.name}-earlier")
         if path.exists():
-            _remove(path)
+            path.replace(earlier)
         partial.replace(path)
         _fsync(path.parent)
+        _remove(earlier)
     finally:
         _remove(partial)
 
 
-def remove_partial(directory: Path) -> None:
-    """Clears what killed writers left directly in `directory`; hold its lock while you do."""
-    for member in directory.glob(f"{PARTIAL}*"):
+def remove_partial(directory: Path, name: str = "") -> None:
+    """Clears what killed writers of `name` (any) left directly in `directory`; hold its lock."""
+    for member in directory.glob(f"{PARTIAL}{name}*"):
         _remove(member)
 
 

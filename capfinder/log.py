@@ -50,10 +50,13 @@ def start(logs_dir: Path | None, *, debug: bool = False) -> Path | None:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     stem = f"capfinder_v{version('capfinder')}_{stamp}"
     path, again = logs_dir / f"{stem}.log", 1
-    while path.exists():  # two runs within a second
-        again += 1
-        path = logs_dir / f"{stem}_{again}.log"
-    handler = logging.FileHandler(path, encoding="utf-8")
+    while True:
+        try:
+            handler = logging.FileHandler(path, mode="x", encoding="utf-8")
+            break
+        except FileExistsError:  # two runs within a second
+            again += 1
+            path = logs_dir / f"{stem}_{again}.log"
     place = "%(filename)s:%(lineno)d %(funcName)s | " if debug else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s | %(levelname)-7s | {place}%(message)s"))
     logger.addHandler(handler)
@@ -117,7 +120,7 @@ class Bar:
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit
-        self.done = 0
+        self.done = self._begun_at = 0
         self.text = ""
         self._started = time.monotonic()
         self._last_line = self._started
@@ -142,6 +145,12 @@ class Bar:
         self.done += steps
         self._show()
 
+    def begin_at(self, done: int) -> None:
+        """Counts what an earlier run did, without taking it for this one's speed."""
+        self.done = self._begun_at = done
+        if self._rich is not None:
+            self._rich.reset(self._task, completed=done, total=self.total)
+
     def note(self, text: str) -> None:
         self.text = text
         self._show()
@@ -158,7 +167,8 @@ class Bar:
         if now - self._last_line < PLAIN_LINE_SECONDS or not self.done:
             return
         self._last_line = now
-        left = (now - self._started) * (self.total - self.done) / self.done
+        done_now = max(self.done - self._begun_at, 1)
+        left = (now - self._started) * (self.total - self.done) / done_now
         logger.info(
             "%s: %d of %d %s (%d%%), ETA %s%s",
             self.description,

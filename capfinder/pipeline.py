@@ -18,7 +18,7 @@ from capfinder.run_record import RunRecord
 
 if TYPE_CHECKING:
     from capfinder.data.versions import Dataset
-    from capfinder.stages.train import TrainResult
+    from capfinder.stages.train import Training, TrainResult
     from capfinder.stages.tune import TuneResult
     from capfinder.tracking import Tracker
 
@@ -54,16 +54,29 @@ class Context:
             output_dir=self.output_dir,
             name=f"{self.output_dir.name}_{stage}",
         ) as tracker:
-            tracker.log_parameters(settings.flat(settings.to_shown(self.config)))
+            tracker.log_parameters(settings.to_shown(self.config))
             yield tracker
 
 
-def _directory(config: ConfigDict, key: str) -> Path:
-    group, name = key.split(".")
-    value = config[group][name]
-    if value in ("", settings.PLACEHOLDER_DIRECTORY):
-        raise SettingsError(f"{key}={value!r}: a placeholder; set it to a directory of yours")
-    return Path(value).expanduser().resolve()
+def _prepared(config: ConfigDict) -> ConfigDict:
+    """The config checked, its directories absolute: what is relative or `~` here is so everywhere.
+
+    Raises: SettingsError."""
+    config = settings.checked(config)
+    for group, name, must_be_set in (
+        ("etl_params", "caps_data_dir", True),
+        ("shared_params", "output_dir", True),
+        ("split_params", "test_caps_data_dir", False),
+        ("runtime_params", "compilation_cache_dir", False),
+    ):
+        value = config[group][name]
+        if must_be_set and value in ("", settings.PLACEHOLDER_DIRECTORY):
+            raise SettingsError(
+                f"{group}.{name}={value!r}: a placeholder; set it to a directory of yours"
+            )
+        if value:
+            config[group][name] = str(Path(value).expanduser().resolve())
+    return config
 
 
 def _check_hyperparameters(config: ConfigDict) -> None:
@@ -84,17 +97,17 @@ def _check_hyperparameters(config: ConfigDict) -> None:
 
 def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     """--dry_run: checks all that can be checked without writing, and says what would run."""
-    config = settings.checked(config)
-    output_dir = _directory(config, "shared_params.output_dir")
-    caps_data_dir = _directory(config, "etl_params.caps_data_dir")
+    config = _prepared(config)
+    output_dir = Path(config.shared_params.output_dir)
+    caps_data_dir = Path(config.etl_params.caps_data_dir)
     _check_hyperparameters(config)
     log.start(None)
     if caps_data_dir.is_dir():
-        from capfinder.data import sources
+        from capfinder.stages import etl
 
-        paths = sources.list_files(caps_data_dir, setting="etl_params.caps_data_dir")
-        size = sum(path.stat().st_size for path in paths)
-        logger.info("Input: %d CSV files, %.1f MB, in %s", len(paths), size / 1e6, caps_data_dir)
+        found = etl.open_sources(config)
+        size = sum(source.size for source in found)
+        logger.info("Input: %d CSV files, %.1f MB, in %s", len(found), size / 1e6, caps_data_dir)
     else:
         logger.warning(
             "Input: %s doesn't exist; the newest dataset in %s would be used, if there is one",
@@ -117,10 +130,10 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     """Runs `stages` in order on what is on disk.
 
     Raises: CapfinderError; StoppedError after a signal."""
-    config = settings.checked(config)
-    output_dir = _directory(config, "shared_params.output_dir")
-    _directory(config, "etl_params.caps_data_dir")
-    config.shared_params.output_dir = str(output_dir)  # stages give paths relative to it
+    from capfinder import tracking
+
+    config = _prepared(config)
+    output_dir = Path(config.shared_params.output_dir)
     class_names = capmap.class_names(
         config.etl_params.class_map.to_dict(), config.shared_params.num_classes
     )
@@ -129,9 +142,10 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     log.log_settings(json.dumps(settings.to_shown(config), indent=4))
     started = time.monotonic()
     with Interrupt().installed() as interrupt:
+        tracking.check(config.tracking_params.mode)
         if stages != ("etl",):
             _check_hyperparameters(config)
-        record = run_record.open_record(config, output_dir, class_names)
+        record = RunRecord(output_dir)
         context = Context(config, output_dir, record, interrupt, stages, class_names)
         dataset = _etl(context)
         if stages != ("etl",):
@@ -153,35 +167,51 @@ def _model_stages(context: Context, dataset: "Dataset") -> None:
 def _etl(context: Context) -> "Dataset":
     """The dataset: made or reused by the stage, or the one this directory's run.json names."""
     from capfinder.data import versions
+    from capfinder.stages import etl
 
+    config = context.config
+    asked = run_record.dataset_key(config)
     if "etl" not in context.stages:
-        known = context.record.values.get("dataset")
-        if known is None:
+        known = context.record.values.get("dataset", {})
+        if known.get("asked") != asked:
             raise InputError(
                 f"{context.output_dir}: holds no dataset of these settings yet; "
                 "run the etl stage first"
             )
-        return versions.open_dataset(context.output_dir / known["directory"])
-    from capfinder.stages import etl
-
+        dataset = versions.open_dataset(context.output_dir / known["directory"])
+        _begin(context, dataset, known)
+        return dataset
     done: dict[str, str] = {}
     with context.timed("etl", done):
-        result = etl.run(context.config)
+        result = etl.run(config)
         dataset = result.dataset
         done["summary"] = f"dataset {dataset.version}: {result.why}"
-        context.record.update(
-            dataset={
+        _begin(
+            context,
+            dataset,
+            {
                 "directory": str(dataset.directory.relative_to(context.output_dir)),
                 "version": dataset.version,
                 "fingerprint": dataset.fingerprint,
                 "why": result.why,
-            }
+                "asked": asked,
+            },
         )
     if not result.reused:
-        with context.tracked(context.config.etl_params.comet_project_name, "dataset") as tracker:
+        with context.tracked(config.etl_params.comet_project_name, "dataset") as tracker:
             _track_dataset(tracker, dataset)
             tracker.log_file(dataset.directory / "manifest.json")
     return dataset
+
+
+def _begin(context: Context, dataset: "Dataset", facts: dict[str, Any]) -> None:
+    context.record.begin(
+        run_record.results_key(context.config, dataset.fingerprint),
+        settings=settings.to_shown(context.config),
+        seed=context.config.tune_params.seed,
+        class_names=context.class_names,
+        dataset=facts,
+    )
 
 
 def _track_dataset(tracker: "Tracker", dataset: "Dataset") -> None:
@@ -194,14 +224,16 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
     from capfinder.stages import tune
 
     config = context.config
+    if config.tune_params.max_trials == 0:
+        if "tune" in context.stages:
+            context.record.update(tuning=None)
+        return tune.without_study(config)
     if "tune" not in context.stages:
         return tune.best(config, dataset=dataset) or tune.without_study(config)
     done: dict[str, str] = {}
     with context.timed("tune", done):
         known = None if config.tune_params.overwrite else tune.best(config, dataset=dataset)
-        if config.tune_params.max_trials == 0:
-            result = tune.without_study(config)
-        elif known is not None and known.num_finished >= config.tune_params.max_trials:
+        if known is not None and known.num_finished >= config.tune_params.max_trials:
             logger.info("The study already has its %d trials", known.num_finished)
             result = known
         else:
@@ -220,30 +252,52 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
     from capfinder.evaluation import report
     from capfinder.stages import train
 
-    config, record = context.config, context.record
+    config, output_dir = context.config, context.output_dir
+    for name in (".", "evaluation", "best_model", "best_model/classifier"):
+        files.remove_partial(output_dir / name)
     training = train.Training(config, dataset=dataset, hyperparameters=tuned.hyperparameters)
-    keys = {
-        "evaluate": files.fingerprint([training.key, config.evaluate_params.to_dict()]),
-        "export": files.fingerprint([training.key, config.export_params.to_dict()]),
-    }
-    finished = training.is_finished()
-    if finished and all(record.is_done(stage, key) for stage, key in keys.items()):
+    if training.is_finished() and not _left_to_do(context, training.load()):
         logger.info("Training, evaluation and export of these settings are already done")
         return
     project = f"{config.train_params.comet_project_name}_{config.shared_params.model_type}"
     with context.tracked(project, "training") as tracker:
         _track_dataset(tracker, dataset)
         trained = _train(context, training, tracker)
-        if "evaluate" in context.stages:
-            _evaluate(context, dataset, trained, tracker, keys["evaluate"])
-        if "export" in context.stages:
-            _export(context, dataset, trained, tracker, keys["export"])
-        tracker.log_file(report.render(context.output_dir))
+        left = _left_to_do(context, trained)
+        if "evaluate" in left:
+            _evaluate(context, dataset, trained, tracker, left["evaluate"])
+        if "export" in left:
+            _export(context, dataset, trained, tracker, left["export"])
+        tracker.log_file(report.render(output_dir))
         if path := log.file_path():
             tracker.log_file(path)
 
 
-def _train(context: Context, training: Any, tracker: "Tracker") -> "TrainResult":
+def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, str]:
+    """The stages asked for whose output isn't there for this very training, with their keys."""
+    config, output_dir, values = context.config, context.output_dir, context.record.values
+    evaluation = output_dir / "evaluation"
+    outputs = {
+        "evaluate": [evaluation / "metrics.json", evaluation / "predictions_test.csv"],
+        "export": [output_dir / row["path"] for row in values.get("exports", [])],
+    }
+    keys = {
+        "evaluate": files.fingerprint([trained.key, context.class_names]),
+        "export": files.fingerprint(
+            [trained.key, context.class_names, config.export_params.formats]
+        ),
+    }
+    left = {
+        stage: keys[stage]
+        for stage, paths in outputs.items()
+        if stage in context.stages and not context.record.is_done(stage, keys[stage], paths)
+    }
+    if not (output_dir / "report.html").exists() and "evaluate" in context.stages:
+        left["evaluate"] = keys["evaluate"]
+    return left
+
+
+def _train(context: Context, training: "Training", tracker: "Tracker") -> "TrainResult":
     if "train" not in context.stages:
         return training.load()
     done: dict[str, str] = {}
@@ -288,8 +342,7 @@ def _export(
         done["summary"] = result.summary()
         context.record.update(exports=result.as_record(context.output_dir))
         for name, path in result.paths.items():
-            if path.is_file():
-                tracker.log_model(path, name=name)
+            tracker.log_model(path, name=name)
 
 
 def _print_summary(context: Context, seconds: float) -> None:

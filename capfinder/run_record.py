@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,18 +14,43 @@ from capfinder import files, settings
 from capfinder.errors import InputError
 from capfinder.log import logger
 
-# Settings that change no result: all others key what an output directory holds.
+# Settings that change no result: all others, with the dataset's fingerprint for what the paths
+# lead to, key what an output directory holds. Evaluation and export have keys of their own.
 WITHOUT_EFFECT = (
+    "etl_params.use_remote_dataset_version",
+    "etl_params.caps_data_dir",
     "etl_params.comet_project_name",
+    "tune_params.comet_project_name",
     "tune_params.overwrite",
+    "tune_params.storage",
     "tune_params.timeout_minutes",
     "train_params.comet_project_name",
     "train_params.checkpoint_minutes",
     "shared_params.output_dir",
+    "evaluate_params.batch_size",
+    "split_params.test_caps_data_dir",
     "runtime_params.data_residency",
     "runtime_params.compilation_cache_dir",
     "tracking_params.mode",
+    "export_params.formats",
     "debug_code",
+)
+# What the dataset stage depends on, paths included: whether a later stage alone may use its result.
+FOR_DATASET = (
+    "etl_params.caps_data_dir",
+    "etl_params.use_remote_dataset_version",
+    "etl_params.examples_per_class",
+    "etl_params.class_map",
+    "tune_params.seed",
+    "shared_params.num_classes",
+    "shared_params.target_length",
+    "shared_params.dtype",
+    "shared_params.train_test_fraction",
+    "shared_params.train_val_fraction",
+    "split_params.seed",
+    "split_params.group_by",
+    "split_params.test_caps_data_dir",
+    "split_params.keep_all",
 )
 RESULTS = ("evaluation", "best_model", "report.html", "run.json")
 PACKAGES = (
@@ -57,16 +83,17 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def settings_fingerprint(config: ConfigDict) -> str:
-    """Equal for two configs that must give the same results."""
-    values = settings.to_dict(config)
-    for key in WITHOUT_EFFECT:
-        *groups, name = key.split(".")
-        place = values
-        for group in groups:
-            place = place[group]
-        del place[name]
-    return files.fingerprint(values)
+def results_key(config: ConfigDict, dataset_fingerprint: str) -> str:
+    """Equal for two runs that must give the same results."""
+    values = settings.flat(settings.to_dict(config))
+    kept = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+    return files.fingerprint([kept, dataset_fingerprint])
+
+
+def dataset_key(config: ConfigDict) -> str:
+    """Equal for two runs that ask for the same dataset."""
+    values = settings.flat(settings.to_dict(config))
+    return files.fingerprint({key: values[key] for key in FOR_DATASET})
 
 
 def prepare_output_dir(path: Path) -> None:
@@ -85,58 +112,52 @@ def prepare_output_dir(path: Path) -> None:
 class RunRecord:
     """The content of run.json; saved whole after each change."""
 
-    def __init__(self, output_dir: Path, values: dict[str, Any]) -> None:
+    def __init__(self, output_dir: Path) -> None:
+        """Reads what the last run left, if anything."""
         self.output_dir = output_dir
-        self.values = values
+        self.values: dict[str, Any] = {}
+        if self._path.exists():
+            try:
+                self.values = files.read_json(self._path)
+            except InputError as error:
+                logger.warning("%s; it is set aside", error)
 
-    def save(self) -> None:
-        files.write_json(self.output_dir / "run.json", self.values)
+    @property
+    def _path(self) -> Path:
+        return self.output_dir / "run.json"
+
+    def begin(self, key: str, **facts: Any) -> None:
+        """Goes on with the results of `key`; those of other settings or data are set aside.
+
+        Called once the dataset is there, so that a mistake in the input moves nothing.
+        Raises: InputError when results would have to be moved while another run writes them."""
+        if self.values.get("results_key") != key:
+            self.values = {}
+            if any((self.output_dir / name).exists() for name in RESULTS):
+                with training_lock(self.output_dir):
+                    _set_aside(self.output_dir)
+        self.values.setdefault("created", now())
+        self.values.setdefault("stages", {})
+        self.update(results_key=key, versions=package_versions(), **facts)
 
     def update(self, **facts: Any) -> None:
         self.values.update(facts)
-        self.save()
+        files.write_json(self._path, self.values)
 
     def finish_stage(self, name: str, *, seconds: float, summary: str, key: str = "") -> None:
         """Notes that `name` is done; `key` says on what, for `is_done`."""
-        self.values["stages"][name] = {
+        entry = {
             "seconds": round(seconds, 1),
             "summary": summary,
             "finished": now(),
             "key": key,
         }
-        self.save()
+        self.update(stages={**self.values["stages"], name: entry})
 
-    def is_done(self, name: str, key: str) -> bool:
-        return self.values["stages"].get(name, {}).get("key") == key
-
-
-def open_record(config: ConfigDict, output_dir: Path, class_names: list[str]) -> RunRecord:
-    """Goes on with the run.json of the same settings; results of other settings are set aside.
-
-    Raises: InputError when results would have to be moved while another run writes them."""
-    key = settings_fingerprint(config)
-    path = output_dir / "run.json"
-    values: dict[str, Any] = {}
-    if path.exists():
-        try:
-            values = files.read_json(path)
-        except InputError as error:
-            logger.warning("%s; it is set aside", error)
-    if values.get("settings_fingerprint") != key:
-        values = {}
-        if any((output_dir / name).exists() for name in RESULTS):
-            with training_lock(output_dir):
-                _set_aside(output_dir)
-    values.setdefault("created", now())
-    values.setdefault("stages", {})
-    values.update(
-        settings_fingerprint=key,
-        settings=settings.to_shown(config),
-        versions=package_versions(),
-        seed=config.tune_params.seed,
-        class_names=class_names,
-    )
-    return RunRecord(output_dir, values)
+    def is_done(self, name: str, key: str, outputs: Sequence[Path]) -> bool:
+        """The stage was done on `key`, and what it wrote is still there."""
+        entry = self.values.get("stages", {}).get(name, {})
+        return entry.get("key") == key and all(path.exists() for path in outputs)
 
 
 def training_lock(output_dir: Path) -> Any:
@@ -154,4 +175,4 @@ def _set_aside(output_dir: Path) -> None:
     for name in RESULTS:
         if (output_dir / name).exists():
             (output_dir / name).rename(previous / name)
-    logger.warning("The settings differ from the last run's; its results are now in %s", previous)
+    logger.warning("Settings or data differ from the last run's, which is now in %s", previous)

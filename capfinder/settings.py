@@ -193,7 +193,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "shared_params.target_length",
         500,
-        integer(16, 100_000),
+        integer(16, 32_768),
         "every signal is cut or zero-padded to this, centred",
         unit="samples",
     ),
@@ -485,8 +485,12 @@ def to_shown(config: ConfigDict) -> dict[str, Any]:
     values = to_dict(config)
     storage = values["tune_params"]["storage"]
     if storage is not None:
-        values["tune_params"]["storage"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage)
+        values["tune_params"]["storage"] = without_password(storage)
     return values
+
+
+def without_password(url: str) -> str:
+    return re.sub(r":[^:@/]*@", ":***@", url)
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

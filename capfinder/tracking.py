@@ -18,12 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from capfinder.errors import SettingsError
+from capfinder.errors import SettingsError, StoppedError
 from capfinder.log import logger
 
 START_DELAY_SECONDS = 5.0  # the client's import (1 s of the interpreter) comes after the run's own
 PROBE_SECONDS = 3.0
 END_SECONDS = 60.0  # how long `end` lets the client write or send what is left
+STOPPED_SECONDS = 3.0  # the same after a signal: the user or the scheduler waits
 NO_KEY = (
     "tracking_params.mode is 'online' but there is no Comet API key. Set the environment variable "
     "COMET_API_KEY, or run `comet login`, or use tracking_params.mode=offline."
@@ -65,7 +66,7 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.end()
+        self.end(STOPPED_SECONDS if isinstance(error, StoppedError) else END_SECONDS)
 
     def log_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Nested groups become dotted names, as in the settings: shared_params.batch_size."""
@@ -101,20 +102,25 @@ class Tracker:
         """path: a model file, or a directory of which every file is logged."""
         self._send("log_model", name, str(path))
 
-    def end(self) -> None:
-        """Writes the offline archive or finishes the upload; a second call does nothing."""
+    def end(self, seconds: float = END_SECONDS) -> None:
+        """Writes the offline archive or finishes the upload, as far as `seconds` allow; a second
+        call does nothing."""
         client, self._client = self._client, None
         if client is not None:
-            client.close()
+            client.close(seconds)
 
     def _send(self, method: str, *arguments: Any, **named: Any) -> None:
         if self._client is not None:
             self._client.send(method, *arguments, **named)
 
 
-def start(
-    mode: str, *, project: str, output_dir: Path, name: str, tags: Sequence[str] = ()
-) -> Tracker:
+def check(mode: str) -> None:
+    """Raises: SettingsError when mode is "online" and there is no API key."""
+    if mode == "online" and not _api_key(_import_client()):
+        raise SettingsError(NO_KEY)
+
+
+def start(mode: str, *, project: str, output_dir: Path, name: str) -> Tracker:
     """A tracker for one run.
 
     mode: "off"; "offline" (an archive in output_dir/comet/); "online"; "auto" (online when there
@@ -125,19 +131,16 @@ def start(
         return Tracker(None)
     if mode not in ("auto", "offline", "online"):
         raise ValueError(f"mode is 'auto', 'online', 'offline' or 'off', not {mode!r}")
-    if mode == "online" and not _api_key(_import_client()):
-        raise SettingsError(NO_KEY)
-    return Tracker(_Client(mode, project, output_dir / "comet", name, list(tags)))
+    check(mode)
+    return Tracker(_Client(mode, project, output_dir / "comet", name))
 
 
 class _Client:
     """The one place that talks to comet_ml: a queue of calls and the thread that makes them."""
 
-    def __init__(
-        self, mode: str, project: str, directory: Path, name: str, tags: list[str]
-    ) -> None:
-        self._mode, self._project, self._directory = mode, project, directory
-        self._name, self._tags = name, tags
+    def __init__(self, mode: str, project: str, directory: Path, name: str) -> None:
+        self._mode, self._project = mode, project
+        self._directory, self._name = directory, name
         self._calls: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._warned = False
@@ -150,12 +153,12 @@ class _Client:
     def send(self, method: str, *arguments: Any, **named: Any) -> None:
         self._calls.put(lambda experiment: getattr(experiment, method)(*arguments, **named))
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
         self._calls.put(None)
         self._closing.set()
-        self._thread.join(END_SECONDS)
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self.warn(f"not finished after {END_SECONDS:.0f} s; what is left was not sent")
+            self.warn(f"not finished after {seconds:.0f} s; what is left was not sent")
         logging.getLogger("comet_ml").removeHandler(self._relay)
 
     def warn(self, problem: str) -> None:
@@ -206,8 +209,6 @@ class _Client:
             with contextlib.suppress(AttributeError):
                 experiment.streamer.queue_timeout = 0.1  # seconds; `end` waits for its usual 1
         experiment.set_name(self._name)
-        if self._tags:
-            experiment.add_tags(self._tags)
         return experiment
 
     def _open_online(self, comet: Any) -> Any:

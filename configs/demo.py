@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.shared_params.batch_size = 64
     config.shared_params.train_test_fraction = 0.8  # 200 test reads a class: a narrower interval
     config.tune_params.max_trials = 2
-    config.train_params.max_epochs_final_model = 25  # a few minutes on two cores
+    config.train_params.max_epochs_final_model = 20  # a few minutes on two cores
     config.train_params.patience = 8
     config.tracking_params.mode = "offline"
     return config

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 READS = 240
 LENGTH = 256
 TRIALS = 2
+SMALL = {"low": 32, "high": 64, "step": 32}  # quick to compile and to train
 
 ENVIRONMENT = {
     **{key: value for key, value in os.environ.items() if not key.startswith("COMET_")},
@@ -190,6 +191,25 @@ def test_a_rerun_reuses_dataset_study_and_training(first_run, caps):
     assert len(_read(output_dir / "run.json")["tuning"]["trials"]) == TRIALS
 
 
+def test_what_is_missing_is_made_again_and_a_new_stage_setting_moves_nothing(first_run, caps):
+    _, output_dir = first_run
+    metrics = (output_dir / "evaluation" / "metrics.json").read_bytes()
+    (output_dir / "evaluation" / "metrics.json").unlink()
+    (output_dir / "report.html").unlink()
+    again = _run(
+        "launch.py",
+        "--config=configs/cnn_lstm.py",
+        "--stage=evaluate",
+        *_options(caps, output_dir, evaluate_params__batch_size=50),
+    )
+    assert again.returncode == 0, again.stderr
+    made = _metrics(output_dir)
+    assert made["history"] == json.loads(metrics)["history"]
+    assert made["test"]["confusion_matrix"] == json.loads(metrics)["test"]["confusion_matrix"]
+    assert (output_dir / "report.html").exists()
+    assert not (output_dir / "previous").exists()
+
+
 def test_a_second_output_directory_gets_the_same_bytes_trials_and_weights(first_run, caps):
     _, first = first_run
     second = first.parent / "second"
@@ -217,6 +237,7 @@ def test_attention_cnn_lstm_with_random_search_and_cyclic_lr(caps, tmp_path):
         caps,
         tmp_path,
         tune_params__tuning_strategy="random_search",
+        search_params=json.dumps({"conv_layers": {"low": 2, "high": 3}, "lstm_units": SMALL}),
         lr_scheduler_params__type="cyclic_lr",
         lr_scheduler_params__cyclic_lr__base_lr=5e-4,
         lr_scheduler_params__cyclic_lr__max_lr=4e-3,
@@ -242,6 +263,9 @@ def test_resnet_with_bayesian_optimization_and_sgdr_from_json(caps, tmp_path):
         lr_scheduler_params__type="sgdr",
         lr_scheduler_params__sgdr__cycle_length=2,
         shared_params__model_type="resnet",
+        search_params=json.dumps(
+            {"stages": {"choices": [2]}, "stage_blocks": {"choices": [2]}, "*_filters": SMALL}
+        ),
     ):
         key, _, value = option.removeprefix("--config.").partition("=")
         *groups, name = key.split(".")
@@ -347,6 +371,14 @@ def test_other_settings_move_earlier_results_aside(caps, tmp_path):
     first = _run("launch.py", config, stages, *_options(caps, tmp_path, **changes))
     assert first.returncode == 0, first.stderr
     before = (tmp_path / "evaluation" / "metrics.json").read_text()
+    mistaken = {**changes, "tune_params__seed": 1, "etl_params__max_reject_fraction": 0}
+    (caps / "data__cap_9.csv").write_text("a,b,c\n")
+    try:
+        failed = _run("launch.py", config, "--stage=etl", *_options(caps, tmp_path, **mistaken))
+    finally:
+        (caps / "data__cap_9.csv").unlink()
+    assert failed.returncode == 2
+    assert (tmp_path / "evaluation" / "metrics.json").read_text() == before
     changes["tune_params__seed"] = 1
     other = _run("launch.py", config, "--stage=etl", *_options(caps, tmp_path, **changes))
     assert other.returncode == 0, other.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from csv_input import HEADER, read_id, row, rows, write, write_classes
 
-from capfinder import files, settings
+from capfinder import files, settings, simulate
 from capfinder.data import preprocess, records, scan, shuffle
 from capfinder.errors import InputError, StageFailedError
 from capfinder.stages import etl, etl_build
@@ -764,3 +764,18 @@ def test_real_squiggles_go_through(tmp_path, group_by):
     dataset = run(SQUIGGLES, tmp_path / "out", split_params__group_by=group_by).dataset
     assert dataset.manifest["rejects"] == {}
     assert all(min(counts.values()) > 0 for counts in dataset.manifest["counts"].values())
+
+
+def test_simulated_input_is_said_in_the_manifest(tmp_path):
+    (real, other) = simulate.run(
+        output_dir=tmp_path / "caps",
+        reads_per_class=12,
+        num_classes=2,
+        runs_per_class=1,
+        effect=1.0,
+        seed=1,
+    )
+    simulated = run(real.parent, tmp_path / "out")
+    assert any("SIMULATED" in text for text in simulated.dataset.manifest["warnings"])
+    (real.parent / "README.txt").unlink()
+    assert not run(other.parent, tmp_path / "other").dataset.manifest["warnings"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capfinder import libraries
 from capfinder.exporting import compat, keras, saved_model
 from capfinder.models import ARCHITECTURES
 from tests.small_models import CLASSES, LENGTH, SmallModel, small_model
@@ -124,7 +125,7 @@ def test_twin_is_named_as_readers_are_told(twin):
 
 
 def test_twin_is_float32_whatever_keras_was_set_to(cnn_lstm):
-    loaded = keras.load_keras()
+    loaded = libraries.keras()
     before = loaded.config.dtype_policy()
     loaded.config.set_dtype_policy("mixed_float16")
     try:
@@ -138,10 +139,10 @@ def test_twin_is_float32_whatever_keras_was_set_to(cnn_lstm):
 
 def test_loading_keras_leaves_the_backend_of_other_processes_alone(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    keras.load_keras()
+    libraries.keras()
     assert os.environ["KERAS_BACKEND"] == "torch"
     monkeypatch.delenv("KERAS_BACKEND")
-    keras.load_keras()
+    libraries.keras()
     assert "KERAS_BACKEND" not in os.environ
 
 
@@ -214,17 +215,17 @@ def test_a_file_that_is_not_ours_tells_nothing(tmp_path):
 
 
 def serialized(layer):
-    return keras.load_keras().saving.serialize_keras_object(layer)
+    return libraries.keras().saving.serialize_keras_object(layer)
 
 
 def keras_defaults(node):
-    loaded = keras.load_keras()
+    loaded = libraries.keras()
     built = loaded.saving.deserialize_keras_object(node)
     return loaded.saving.serialize_keras_object(built)["config"]
 
 
 def test_a_newer_key_at_its_default_is_dropped_and_keras_puts_it_back():
-    node = serialized(keras.load_keras().layers.BatchNormalization(name="norm"))
+    node = serialized(libraries.keras().layers.BatchNormalization(name="norm"))
     assert "BatchNormalization.renorm" in compat.unknown_keys(node)
     older = compat.for_3_4(node, keras_defaults)
     assert compat.unknown_keys(older) == []
@@ -233,13 +234,13 @@ def test_a_newer_key_at_its_default_is_dropped_and_keras_puts_it_back():
 
 
 def test_a_newer_key_in_use_is_an_error():
-    node = serialized(keras.load_keras().layers.BatchNormalization(renorm=True))
+    node = serialized(libraries.keras().layers.BatchNormalization(renorm=True))
     with pytest.raises(ValueError, match=r"BatchNormalization.renorm=True"):
         compat.for_3_4(node, keras_defaults)
 
 
 def test_a_class_that_keras_3_4_may_lack_is_an_error():
-    node = serialized(keras.load_keras().layers.RMSNormalization())
+    node = serialized(libraries.keras().layers.RMSNormalization())
     with pytest.raises(ValueError, match="RMSNormalization"):
         compat.for_3_4(node, keras_defaults)
 

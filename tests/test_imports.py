@@ -16,14 +16,15 @@ LAYERS = (
     ("stages",),
     ("simulate", "run_record", *MIDDLE),
     ("settings", "capmap", "interrupts"),
-    ("files", "log", "allowed"),
+    ("files", "log", "allowed", "libraries"),
     ("errors", ""),
 )
 # Sole importers of what is slow to load or hard to replace.
 OWNERS = {
     "optuna": {"stages/tune.py", "stages/study.py"},
     "comet_ml": {"tracking.py"},
-    "keras": {"exporting/keras.py"},
+    "keras": {"libraries.py"},
+    "tensorflow": {"libraries.py"},
     "tensorflow_datasets": {"data/records.py"},
 }
 

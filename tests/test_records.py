@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from capfinder import libraries
 from capfinder.data import records
 from capfinder.errors import InputError
 
@@ -69,7 +70,7 @@ def test_tensorflow_datasets_reads_every_record_exactly(tmp_path, dtype):
 
 def test_tensorflow_datasets_serialiser_finds_the_same_example_in_the_bytes(tmp_path):
     """The hand-written encoding, parsed by protobuf itself and written again, is unchanged."""
-    tf = records.tensorflow()
+    tf = libraries.tensorflow()
     shard = make_records(20, 9, "float16")
     path = tmp_path / "shard.tfrecord"
     assert records.write_shard(path, **shard) == path.stat().st_size
@@ -187,7 +188,7 @@ def test_a_directory_that_is_no_dataset_is_a_clear_error(tmp_path):
 
 
 def test_tensorflow_leaves_the_gpu_alone():
-    assert records.tensorflow().config.get_visible_devices("GPU") == []
+    assert libraries.tensorflow().config.get_visible_devices("GPU") == []
     assert "tensorflow" in sys.modules
 
 

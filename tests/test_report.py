@@ -298,15 +298,6 @@ def test_the_page_says_whether_new_runs_were_tested(key, value, said, tmp_path):
     assert said in Page(report.render(tmp_path).read_text("utf-8")).text
 
 
-def test_simulated_input_is_a_warning(tmp_path):
-    caps = tmp_path / "caps"
-    caps.mkdir()
-    make_run(tmp_path / "one", caps_data_dir=caps)
-    assert "is simulated" not in report.render(tmp_path / "one").read_text("utf-8")
-    (caps / "README.txt").write_text("SIMULATED cap signals, made by ...")
-    assert "is simulated" in report.render(tmp_path / "one").read_text("utf-8")
-
-
 def test_a_loss_that_became_nan_leaves_a_gap(tmp_path):
     make_run(tmp_path)
     path = tmp_path / "evaluation" / "metrics.json"

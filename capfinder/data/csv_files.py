@@ -12,7 +12,7 @@ from typing import Any
 from capfinder.errors import InputError
 
 HEADER = b"read_id,cap_class,timeseries"
-MAX_ROW_BYTES = 4096 * 4096  # as the original's csv.field_size_limit
+MAX_ROW_BYTES = 4096 * 4096  # as Capfinder 0.4.3's csv.field_size_limit
 HEAD_BYTES = 4096  # of a line beyond MAX_ROW_BYTES, enough to name its read
 
 

@@ -64,6 +64,7 @@ def open_split(directory: Path, split: str) -> Split:
         opened = _open_cache(cache, shard_lengths)
         if opened is not None:
             return opened
+        files.remove_partial(cache.parent, f"{split}-")
         found = [path.name for path in records.shard_paths(directory, split)]
         if found != [shard["name"] for shard in shards]:
             raise InputError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from capfinder import libraries
 from capfinder.errors import InputError
 from capfinder.files import read_json
 
@@ -31,16 +32,6 @@ class Block:
     cap_classes: np.ndarray
     read_ids: np.ndarray
     lengths: np.ndarray
-
-
-def tensorflow() -> Any:
-    """TensorFlow, imported on first use, quiet, and kept off the GPU, whose memory is for JAX."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else lines about CPU features on stderr
-    os.environ.setdefault("KERAS_BACKEND", "jax")  # TensorFlow imports Keras, which then decides
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")
-    return tf
 
 
 def shard_name(split: str, index: int, num_shards: int) -> str:
@@ -118,7 +109,7 @@ def write_shard(
     size = signals.shape[1] * signals.dtype.itemsize
     signal_bytes = np.ascontiguousarray(signals).reshape(-1).view(np.uint8).data
     signal_prefix = _bytes_feature_prefix("signal", size)
-    with tensorflow().io.TFRecordWriter(os.fspath(path)) as writer:
+    with libraries.tensorflow().io.TFRecordWriter(os.fspath(path)) as writer:
         for row, (cap_class, read_id, length) in enumerate(
             zip(cap_classes.tolist(), read_ids, lengths.tolist(), strict=True)
         ):
@@ -203,7 +194,7 @@ def read_blocks(directory: Path, split: str) -> Iterator[Block]:
     Raises: InputError when a shard is missing or damaged (its checksums are verified)."""
     target_length, dtype = signal_spec(directory)
     paths = [os.fspath(path) for path in shard_paths(directory, split)]
-    tf = tensorflow()
+    tf = libraries.tensorflow()
     spec = {
         "signal": tf.io.FixedLenFeature((), tf.string),
         "cap_class": tf.io.FixedLenFeature((), tf.int64),

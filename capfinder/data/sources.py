@@ -1,6 +1,7 @@
 """Which files are the input: cap-signal CSVs of a directory, their class, checksum and metadata."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,3 +190,22 @@ def _read_pairs(path: Path) -> pl.DataFrame:
             f"{path}: can't be read as CSV with the columns read_id and parent_read_id ({reason})"
         ) from None
     return table.select(columns).drop_nulls()
+
+
+def simulation_warnings(found: Sequence[Source]) -> list[str]:
+    """What to say when a directory holds simulated reads, as its README.txt then says itself."""
+    directories = sorted({source.path.parent for source in found})
+    if any(_is_simulated(directory) for directory in directories):
+        return [
+            "The input is SIMULATED (capfinder simulate): these figures say nothing about how "
+            "well real caps are told apart."
+        ]
+    return []
+
+
+def _is_simulated(directory: Path) -> bool:
+    try:
+        text = (directory / "README.txt").read_text("utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.startswith("SIMULATED")

@@ -23,7 +23,6 @@ TEMPLATE = "report_template.html"
 EXAMPLES_PER_CLASS = 3
 CONFUSIONS_SHOWN = 4
 LEAST_CONFUSION = 0.02  # of a class's reads: fewer aren't worth the headline
-SIMULATED = "SIMULATED"  # first word of the README.txt beside simulated data
 
 
 def render(run_dir: Path) -> Path:
@@ -47,7 +46,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
         )
     tuning = run.get("tuning") or {}
     dataset_dir = run_dir / _text(run.get("dataset"), "directory")
-    caps_data_dir = _text(_part(run, "settings", "etl_params"), "caps_data_dir")
     study = run_dir / _text(tuning, "directory") / "best_hyperparameters.json"
     return {
         "run_dir": run_dir,
@@ -57,7 +55,6 @@ def gather(run_dir: Path) -> dict[str, Any]:
         "best_hyperparameters": _read(study) if tuning.get("directory") else {},
         "manifest": _read(dataset_dir / "manifest.json") if run.get("dataset") else {},
         "examples": list(_examples(dataset_dir)) if run.get("dataset") else [],
-        "simulated": bool(caps_data_dir) and _is_simulated(Path(caps_data_dir).expanduser()),
         "models": sorted(run_dir.glob("best_model/classifier/*.keras")),
     }
 
@@ -74,14 +71,6 @@ def _part(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 def _text(values: Mapping[str, Any] | None, key: str) -> str:
     return str((values or {}).get(key) or "")
-
-
-def _is_simulated(directory: Path) -> bool:
-    readme = directory / "README.txt"
-    try:
-        return readme.read_text("utf-8", errors="replace").startswith(SIMULATED)
-    except OSError:
-        return False
 
 
 def _examples(dataset_dir: Path) -> Iterator[tuple[int, list[np.ndarray]]]:
@@ -151,11 +140,7 @@ def _or_dash(shown: Callable[[Any], str]) -> Callable[[Any], str]:
 def _warnings(found: Mapping[str, Any]) -> list[str]:
     """What to be wary of: from the evaluation, or from the dataset where there is none yet."""
     listed = found["metrics"].get("warnings") or found["manifest"].get("warnings") or []
-    simulated = (
-        "The input is simulated (capfinder simulate). These figures say nothing about how well "
-        "the model does on real RNA."
-    )
-    return [simulated, *listed] if found["simulated"] else list(listed)
+    return list(listed)
 
 
 def confusions(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> list[dict[str, Any]]:

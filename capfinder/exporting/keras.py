@@ -7,7 +7,6 @@ was loaded with, JAX if nothing has loaded it before; the files are the same.
 
 import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from capfinder import models
+from capfinder import libraries, models
 from capfinder.exporting import compat
 
 SIGNAL, PROBABILITIES = "signal", "probabilities"  # names of the input and of the output
@@ -34,34 +33,12 @@ _KERAS_ONLY = {"lstm_cell"}  # a level that our modules don't have
 _TRAINING_ONLY = {"steps"}  # how far BatchNorm's running averages have come: no use to a reader
 
 
-def load_keras() -> Any:
-    """Keras, with JAX as its backend unless something has loaded it already (TensorFlow does).
-
-    KERAS_BACKEND is set for the import alone, so that other processes keep the user's choice."""
-    before = os.environ.get("KERAS_BACKEND")
-    os.environ["KERAS_BACKEND"] = "jax"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        import keras
-    finally:
-        if before is None:
-            del os.environ["KERAS_BACKEND"]
-        else:
-            os.environ["KERAS_BACKEND"] = before
-    if keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        with contextlib.suppress(RuntimeError):  # it has started already: too late to change
-            tf.config.set_visible_devices([], "GPU")  # the GPU's memory is for JAX
-    return keras
-
-
 @contextlib.contextmanager
 def _clean_keras(dtype: str) -> Iterator[Any]:
     """Keras with `dtype` for weights and computation, and names counted from the start.
 
     Clearing the session makes the names of layers, and so the file, the same every time."""
-    keras = load_keras()
+    keras = libraries.keras()
     policy, layout = keras.config.dtype_policy(), keras.config.image_data_format()
     keras.utils.clear_session()
     keras.config.set_dtype_policy(dtype)
@@ -152,7 +129,7 @@ def write_keras(twin: Any, path: Path, about: Mapping[str, Any]) -> None:
 
 def _keras_defaults(node: dict[str, Any]) -> dict[str, Any]:
     """The configuration that this Keras gives an object which it builds from `node`."""
-    keras = load_keras()
+    keras = libraries.keras()
     built = keras.saving.deserialize_keras_object(node)
     return dict(keras.saving.serialize_keras_object(built)["config"])
 
@@ -170,7 +147,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
 def run_keras(path: Path, signals: np.ndarray) -> np.ndarray:
     """Probabilities (n, C) that a `.keras` file gives `signals` (n, T, 1), loaded as anyone would:
     no custom objects, safe mode."""
-    model = load_keras().models.load_model(path, compile=False, safe_mode=True)
+    model = libraries.keras().models.load_model(path, compile=False, safe_mode=True)
     return _predict(model, signals)
 
 

@@ -1,7 +1,5 @@
 """The Flax model itself as a TensorFlow SavedModel, by jax2tf: the numerical referee."""
 
-import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,18 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from capfinder import libraries
+
 SIGNATURE, SIGNAL, PROBABILITIES = "serving_default", "signal", "probabilities"
 PLATFORMS = ("cpu", "cuda", "tpu")  # where the file runs; jax2tf's default is only where it is made
 _BATCH = 256
-
-
-def _tensorflow() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else lines about CPU features on stderr
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # it has started already: too late to change
-        tf.config.set_visible_devices([], "GPU")  # the GPU's memory is for JAX
-    return tf
 
 
 def write_saved_model(
@@ -34,7 +25,7 @@ def write_saved_model(
 
     The signature `serving_default` takes `signal` in the parameters' dtype and returns
     {"probabilities": ...}; plain TensorFlow loads it."""
-    tf = _tensorflow()
+    tf = libraries.tensorflow()
     from jax.experimental import jax2tf
 
     dtype = jax.tree.leaves(variables)[0].dtype
@@ -61,7 +52,7 @@ def run_saved_model(directory: Path, signals: np.ndarray) -> np.ndarray:
     """Probabilities (n, C) of the reloaded model for `signals` (n, T, 1).
 
     The first signal goes alone, the rest in batches: a file whose batch size isn't free fails."""
-    tf = _tensorflow()
+    tf = libraries.tensorflow()
     # jax2tf's wrong batch size shows only when the graph runs, never at loading.
     serve = tf.saved_model.load(str(directory)).signatures[SIGNATURE]
     dtype = serve.structured_input_signature[1][SIGNAL].dtype

@@ -26,7 +26,7 @@ from capfinder.models.layers import (
     weighted_average,
 )
 
-STEM = ((7, 2), (5, 2))  # kernel and stride of each convolution: a token every 4 samples
+STEM = ((7, 2), (5, 2), (5, 2))  # kernel and stride of each convolution: a token every 8 samples
 NORM_EPSILON = 1e-5
 PADDING_SCORE = -1e9  # its softmax is exactly 0 beside a score of 0
 

@@ -39,7 +39,7 @@ def run(config: ConfigDict) -> EtlResult:
     elif not data_dir.exists():
         result = _newest(root, data_dir)
     else:
-        found = _open_sources(config, settings)
+        found = open_sources(config)
         with files.exclusive_lock(
             output_dir / "dataset" / ".lock", holder="the ETL of another run"
         ):
@@ -93,7 +93,9 @@ def _newest(root: Path, data_dir: Path) -> EtlResult:
     return EtlResult(dataset, True, why)
 
 
-def _open_sources(config: ConfigDict, settings: EtlSettings) -> list[Source]:
+def open_sources(config: ConfigDict) -> list[Source]:
+    """The CSV files with their classes. Raises: InputError for a bad file or a missing class."""
+    settings = _settings(config)
     found = sources.open_sources(
         Path(config.etl_params.caps_data_dir),
         setting="etl_params.caps_data_dir",

@@ -100,7 +100,7 @@ class Builder:
         manifest = self._manifest(directory, plan, counts, number, fingerprint)
         files.write_json(directory / versions.MANIFEST, manifest)
         etl_report.show_summary(self.sources, self.facts, counts)
-        for warning in plan.warnings:
+        for warning in manifest["warnings"]:
             logger.warning("%s", warning)
 
     def _plan(self) -> Plan:
@@ -222,7 +222,7 @@ class Builder:
                 }
                 for name, shard in zip(names, plan.shards, strict=True)
             ],
-            "warnings": plan.warnings,
+            "warnings": sources.simulation_warnings(self.sources) + plan.warnings,
         }
 
 

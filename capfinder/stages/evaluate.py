@@ -100,10 +100,11 @@ def predict(model: TrainedModel, batches: loader.EvaluationBatches, bar: log.Bar
         return logits
 
     blocks = []
-    for batch in batches:
-        real = np.asarray(batch["weight"]) > 0
-        blocks.append(np.asarray(apply(batch["signal"]))[real])
-        bar.advance(int(real.sum()))
+    with jax.default_matmul_precision("highest"):  # as the export is compared: else a GPU rounds
+        for batch in batches:
+            real = np.asarray(batch["weight"]) > 0
+            blocks.append(np.asarray(apply(batch["signal"]))[real])
+            bar.advance(int(real.sum()))
     return np.concatenate(blocks)
 
 

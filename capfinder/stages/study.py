@@ -6,7 +6,6 @@ under its own number. Draws depend on the seed, the trial's number, the paramete
 finished trials alone, so a study that was cut short draws what an undisturbed one would."""
 
 import hashlib
-import re
 import socket
 import time
 import warnings
@@ -22,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from capfinder.errors import InputError, SettingsError
+from capfinder.settings import without_password
 from capfinder.stages import locks
 
 MOST_STARTS = 2  # a trial whose worker died is taken up again once
@@ -289,6 +289,6 @@ def _open_storage(directory: Path, url: str | None) -> optuna.storages.BaseStora
     try:
         return optuna.storages.get_storage(url)
     except Exception as error:
-        shown = re.sub(r":[^:@/]*@", ":***@", url)
+        shown = without_password(url)
         reason = str(error).strip().splitlines()[0].replace(url, shown)
         raise SettingsError(f"tune_params.storage={shown!r}: can't be opened ({reason})") from None

@@ -1,7 +1,6 @@
 """The final training: from hyperparameters to the best epoch's weights."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ STOPPED_TEXT = {
 
 @dataclass(frozen=True)
 class TrainResult:
+    key: str  # equal for equal weights that came about in the same way
     model: TrainedModel
     history: list[dict[str, Any]]  # one row an epoch, as loop.fit documents
     stopped: str
@@ -63,19 +63,36 @@ class Training:
         """It ran to its end; after a Ctrl-C a rerun goes on."""
         if not self._outcome_path.exists():
             return False
-        return bool(files.read_json(self._outcome_path)["stopped"] != "interrupted")
+        outcome = files.read_json(self._outcome_path)
+        best = self.directory / "best" / str(outcome["best_epoch"])
+        return bool(outcome["stopped"] != "interrupted" and best.is_dir())
 
     def run(self, *, tracker: Tracker, interrupt: Interrupt) -> TrainResult:
         """Trains, or goes on from the latest checkpoint, or gives a finished training again.
 
         Raises: loop.DivergedError; StageFailedError when checkpoints can't be written."""
-        config = self.config
         if self.is_finished():
             logger.info("This training has already run to its end; its best epoch is used")
             return self.load()
         # After a Ctrl-C it told of a best epoch that going on may replace.
         self._outcome_path.unlink(missing_ok=True)
+        with interrupt.graceful("finishing with the best epoch so far"):
+            fitted = self._fit(tracker, interrupt)
+        files.write_json(
+            self._outcome_path,
+            {
+                "stopped": fitted.stopped,
+                "best_epoch": fitted.best_epoch,
+                "history": fitted.history,
+                "about": self.about,
+            },
+        )
+        return self.load()
+
+    def _fit(self, tracker: Tracker, interrupt: Interrupt) -> loop.FitResult:
+        config = self.config
         train_batches = assembly.train_batches(config, self.dataset)
+        validation_batches = assembly.evaluation_batches(config, self.dataset, "validation")
         scheduler = config.lr_scheduler_params
         schedule = schedules.make_schedule(
             scheduler.type,
@@ -96,30 +113,20 @@ class Training:
                 self.directory, minutes=config.train_params.checkpoint_minutes, about=self.about
             ) as checkpoints,
             log.progress("Training", total=total, unit="steps") as bar,
-            interrupt.graceful("finishing with the best epoch so far"),
         ):
-            fitted = loop.fit(
+            reporter = _Reporter(bar, tracker, max_epochs, checkpoints.read_meta())
+            return loop.fit(
                 state,
                 train_batches=train_batches,
-                validation_batches=assembly.evaluation_batches(config, self.dataset, "validation"),
+                validation_batches=validation_batches,
                 schedule=schedule,
                 max_epochs=max_epochs,
                 patience=config.train_params.patience,
                 checkpoints=checkpoints,
                 interrupted=lambda: interrupt.requested,
-                on_step=lambda step: bar.advance(step - bar.done),
-                on_epoch=_epoch_reporter(bar, tracker, max_epochs),
+                on_step=reporter.on_step,
+                on_epoch=reporter.on_epoch,
             )
-        files.write_json(
-            self._outcome_path,
-            {
-                "stopped": fitted.stopped,
-                "best_epoch": fitted.best_epoch,
-                "history": fitted.history,
-                "about": self.about,
-            },
-        )
-        return self.load()
 
     def load(self) -> TrainResult:
         """The best epoch, from disk. Raises: InputError when nothing was trained yet."""
@@ -135,7 +142,9 @@ class Training:
             Checkpoints(self.directory).restore_variables(outcome["best_epoch"]),
             best_epoch=outcome["best_epoch"],
         )
-        return TrainResult(model, outcome["history"], outcome["stopped"])
+        reached = [outcome["stopped"], outcome["best_epoch"], len(outcome["history"])]
+        key = files.fingerprint([self.key, reached])
+        return TrainResult(key, model, outcome["history"], outcome["stopped"])
 
 
 def _what_matters(config: ConfigDict) -> dict[str, Any]:
@@ -154,21 +163,30 @@ def _what_matters(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _epoch_reporter(
-    bar: log.Bar, tracker: Tracker, max_epochs: int
-) -> Callable[[dict[str, Any]], None]:
-    """Writes each epoch's line, and sends its figures to the tracker."""
-    best = float("inf")
+class _Reporter:
+    """Moves the bar, writes each epoch's line, and sends its figures to the tracker."""
 
-    def report(row: dict[str, Any]) -> None:
-        nonlocal best
-        is_best = row["val_loss"] < best
-        best = min(best, row["val_loss"])
+    def __init__(
+        self, bar: log.Bar, tracker: Tracker, max_epochs: int, resumed: dict[str, Any] | None
+    ) -> None:
+        self._bar, self._tracker, self._max_epochs = bar, tracker, max_epochs
+        self._best = float("inf") if resumed is None else resumed["best_val_loss"]
+        self._has_begun = False
+
+    def on_step(self, step: int) -> None:
+        if not self._has_begun:
+            self._bar.begin_at(step - 1)
+            self._has_begun = True
+        self._bar.advance(step - self._bar.done)
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        is_best = row["val_loss"] < self._best
+        self._best = min(self._best, row["val_loss"])
         logger.info(
             "epoch %d/%d  loss %.4f  accuracy %.1f%%  val_loss %.4f  val_accuracy %.1f%%  "
             "learning rate %.3g  %.1f s%s",
             row["epoch"],
-            max_epochs,
+            self._max_epochs,
             row["loss"],
             100 * row["accuracy"],
             row["val_loss"],
@@ -177,8 +195,6 @@ def _epoch_reporter(
             row["seconds"],
             "  best" if is_best else "",
         )
-        bar.note(f"best val_loss {best:.4f}")
+        self._bar.note(f"best val_loss {self._best:.4f}")
         figures = {name: value for name, value in row.items() if name != "epoch"}
-        tracker.log_metrics(figures, step=bar.done, epoch=row["epoch"])
-
-    return report
+        self._tracker.log_metrics(figures, step=self._bar.done, epoch=row["epoch"])

@@ -82,8 +82,8 @@ def run(
     storage that can't be used; InputError when `overwrite` would take another worker's study."""
     if config.tune_params.max_trials == 0:
         return without_study(config)
-    study = _open_study(config, dataset)
     with interrupt.graceful("ending the tuning with the best trial so far"):
+        study = _open_study(config, dataset)
         try:
             _run_trials(config, dataset, study, tracker, interrupt)
         finally:

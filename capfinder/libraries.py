@@ -1,0 +1,39 @@
+"""Libraries that need care when they are loaded: quiet, and off the GPU, which is for JAX."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def tensorflow() -> Any:
+    """TensorFlow, imported on first use."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else lines about CPU features on stderr
+    with _keras_on_jax():  # TensorFlow imports Keras
+        import tensorflow as tf
+    with contextlib.suppress(RuntimeError):  # it has started already: too late to change
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+def keras() -> Any:
+    """Keras, imported on first use; it works here on any backend that was loaded before."""
+    with _keras_on_jax():
+        import keras as library
+    if library.config.backend() == "tensorflow":
+        tensorflow()
+    return library
+
+
+@contextlib.contextmanager
+def _keras_on_jax() -> Iterator[None]:
+    """KERAS_BACKEND for an import alone, so that other processes keep the user's choice."""
+    before = os.environ.get("KERAS_BACKEND")
+    os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KERAS_BACKEND"]
+        else:
+            os.environ["KERAS_BACKEND"] = before
