@@ -151,11 +151,13 @@ def _load_config(path: Path) -> ConfigDict:
 
 
 def _run_pipeline(config: ConfigDict, *, stages: tuple[str, ...], dry_run: bool) -> None:
-    from capfinder import pipeline
-
     if dry_run:
-        pipeline.explain(config, stages=stages)
+        from capfinder import preparation
+
+        preparation.explain(config, stages=stages)
     else:
+        from capfinder import pipeline
+
         pipeline.run(config, stages=stages)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from capfinder import capmap, files, log, models, run_record, settings
-from capfinder.errors import InputError, SettingsError
+from capfinder import capmap, files, log, preparation, run_record, settings
+from capfinder.errors import InputError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
 from capfinder.run_record import RunRecord
@@ -58,81 +58,13 @@ class Context:
             yield tracker
 
 
-def _prepared(config: ConfigDict) -> ConfigDict:
-    """The config checked, its directories absolute: what is relative or `~` here is so everywhere.
-
-    Raises: SettingsError."""
-    config = settings.checked(config)
-    for group, name, must_be_set in (
-        ("etl_params", "caps_data_dir", True),
-        ("shared_params", "output_dir", True),
-        ("split_params", "test_caps_data_dir", False),
-        ("runtime_params", "compilation_cache_dir", False),
-    ):
-        value = config[group][name]
-        if must_be_set and value in ("", settings.PLACEHOLDER_DIRECTORY):
-            raise SettingsError(
-                f"{group}.{name}={value!r}: a placeholder; set it to a directory of yours"
-            )
-        if value:
-            config[group][name] = str(Path(value).expanduser().resolve())
-    return config
-
-
-def _check_hyperparameters(config: ConfigDict) -> None:
-    """What only the architecture can judge: a mistake must not show after hours of ETL."""
-    from capfinder.stages import search_check
-
-    model_type, target_length = config.shared_params.model_type, config.shared_params.target_length
-    models.parse_hyperparameters(
-        model_type, config.model_params.to_dict(), target_length=target_length
-    )
-    search_check.check(
-        config.search_params.to_dict(),
-        architecture=models.architecture(model_type),
-        model_type=model_type,
-        target_length=target_length,
-    )
-
-
-def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
-    """--dry_run: checks all that can be checked without writing, and says what would run."""
-    config = _prepared(config)
-    output_dir = Path(config.shared_params.output_dir)
-    caps_data_dir = Path(config.etl_params.caps_data_dir)
-    _check_hyperparameters(config)
-    log.start(None)
-    if caps_data_dir.is_dir():
-        from capfinder.stages import etl
-
-        found = etl.open_sources(config)
-        size = sum(source.size for source in found)
-        logger.info("Input: %d CSV files, %.1f MB, in %s", len(found), size / 1e6, caps_data_dir)
-    else:
-        logger.warning(
-            "Input: %s doesn't exist; the newest dataset in %s would be used, if there is one",
-            caps_data_dir,
-            output_dir,
-        )
-    logger.info("Stages: %s", ", ".join(stages))
-    logger.info(
-        "Model: %s, schedule %s, at most %d trials of %d epochs, then at most %d epochs",
-        config.shared_params.model_type,
-        config.lr_scheduler_params.type,
-        config.tune_params.max_trials,
-        config.tune_params.max_epochs_hpt,
-        config.train_params.max_epochs_final_model,
-    )
-    logger.info("Output: %s. Nothing was written (dry run).", output_dir)
-
-
 def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     """Runs `stages` in order on what is on disk.
 
     Raises: CapfinderError; StoppedError after a signal."""
     from capfinder import tracking
 
-    config = _prepared(config)
+    config = preparation.prepared(config)
     output_dir = Path(config.shared_params.output_dir)
     class_names = capmap.class_names(
         config.etl_params.class_map.to_dict(), config.shared_params.num_classes
@@ -144,7 +76,7 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     with Interrupt().installed() as interrupt:
         tracking.check(config.tracking_params.mode)
         if stages != ("etl",):
-            _check_hyperparameters(config)
+            preparation.check_hyperparameters(config)
         record = RunRecord(output_dir)
         context = Context(config, output_dir, record, interrupt, stages, class_names)
         dataset = _etl(context)

@@ -41,6 +41,7 @@ FOR_DATASET = (
     "etl_params.use_remote_dataset_version",
     "etl_params.examples_per_class",
     "etl_params.class_map",
+    "etl_params.max_reject_fraction",
     "tune_params.seed",
     "shared_params.num_classes",
     "shared_params.target_length",

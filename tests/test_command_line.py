@@ -191,25 +191,6 @@ def test_a_rerun_reuses_dataset_study_and_training(first_run, caps):
     assert len(_read(output_dir / "run.json")["tuning"]["trials"]) == TRIALS
 
 
-def test_what_is_missing_is_made_again_and_a_new_stage_setting_moves_nothing(first_run, caps):
-    _, output_dir = first_run
-    metrics = (output_dir / "evaluation" / "metrics.json").read_bytes()
-    (output_dir / "evaluation" / "metrics.json").unlink()
-    (output_dir / "report.html").unlink()
-    again = _run(
-        "launch.py",
-        "--config=configs/cnn_lstm.py",
-        "--stage=evaluate",
-        *_options(caps, output_dir, evaluate_params__batch_size=50),
-    )
-    assert again.returncode == 0, again.stderr
-    made = _metrics(output_dir)
-    assert made["history"] == json.loads(metrics)["history"]
-    assert made["test"]["confusion_matrix"] == json.loads(metrics)["test"]["confusion_matrix"]
-    assert (output_dir / "report.html").exists()
-    assert not (output_dir / "previous").exists()
-
-
 def test_a_second_output_directory_gets_the_same_bytes_trials_and_weights(first_run, caps):
     _, first = first_run
     second = first.parent / "second"
@@ -230,6 +211,25 @@ def test_a_second_output_directory_gets_the_same_bytes_trials_and_weights(first_
         for output_dir in (first, second)
     ]
     assert weights[0] == weights[1]
+
+
+def test_what_is_missing_is_made_again_and_a_new_stage_setting_moves_nothing(first_run, caps):
+    _, output_dir = first_run
+    metrics = (output_dir / "evaluation" / "metrics.json").read_bytes()
+    (output_dir / "evaluation" / "metrics.json").unlink()
+    (output_dir / "report.html").unlink()
+    again = _run(
+        "launch.py",
+        "--config=configs/cnn_lstm.py",
+        "--stage=evaluate",
+        *_options(caps, output_dir, evaluate_params__batch_size=50),
+    )
+    assert again.returncode == 0, again.stderr
+    made = _metrics(output_dir)
+    assert made["history"] == json.loads(metrics)["history"]
+    assert made["test"]["confusion_matrix"] == json.loads(metrics)["test"]["confusion_matrix"]
+    assert (output_dir / "report.html").exists()
+    assert not (output_dir / "previous").exists()
 
 
 def test_attention_cnn_lstm_with_random_search_and_cyclic_lr(caps, tmp_path):

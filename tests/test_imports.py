@@ -13,6 +13,7 @@ MIDDLE = ("data", "models", "training", "evaluation", "exporting", "tracking")
 LAYERS = (
     ("cli", "__main__"),
     ("pipeline",),
+    ("preparation",),
     ("stages",),
     ("simulate", "run_record", *MIDDLE),
     ("settings", "capmap", "interrupts"),

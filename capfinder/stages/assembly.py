@@ -88,6 +88,15 @@ def example_signals(dataset: Dataset, split: str) -> np.ndarray:
     return np.asarray(signal, np.float32)[..., np.newaxis]
 
 
+def out_of_memory(error: BaseException, config: ConfigDict) -> str | None:
+    """What to say when memory ran out, on the host or the device; None for any other error."""
+    text = str(error)
+    is_device = "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+    if not isinstance(error, MemoryError) and not is_device:
+        return None
+    return f"out of memory; lower shared_params.batch_size ({config.shared_params.batch_size} now)"
+
+
 def new_module(config: ConfigDict, hyperparameters: Any, *, compute_dtype: Any) -> nn.Module:
     module: nn.Module = models.architecture(config.shared_params.model_type).build(
         hyperparameters, num_classes=config.shared_params.num_classes, dtype=compute_dtype

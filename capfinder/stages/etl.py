@@ -76,7 +76,8 @@ def _named(root: Path, version: str) -> EtlResult:
         local = ", ".join(versions.list_versions(root)) or "none"
         raise InputError(
             f"etl_params.use_remote_dataset_version={version}: no such version in {root} (there: "
-            f"{local}). To fetch a remote version, set the environment variable COMET_API_KEY."
+            f"{local}). Only local versions can be used so far: remote ones, which need a "
+            "COMET_API_KEY, aren't fetched yet."
         )
     return EtlResult(dataset, True, f"asked for; the local version in {dataset.directory} is used")
 

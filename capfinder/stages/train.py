@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from capfinder import files, log
 from capfinder.data.versions import Dataset
-from capfinder.errors import InputError
+from capfinder.errors import InputError, StageFailedError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
 from capfinder.stages import assembly
@@ -76,8 +77,13 @@ class Training:
             return self.load()
         # After a Ctrl-C it told of a best epoch that going on may replace.
         self._outcome_path.unlink(missing_ok=True)
-        with interrupt.graceful("finishing with the best epoch so far"):
-            fitted = self._fit(tracker, interrupt)
+        try:
+            with interrupt.graceful("finishing with the best epoch so far"):
+                fitted = self._fit(tracker, interrupt)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            if reason := assembly.out_of_memory(error, self.config):
+                raise StageFailedError(f"Training: {reason}") from error
+            raise
         files.write_json(
             self._outcome_path,
             {

@@ -137,14 +137,9 @@ class Trainer:
 
     def _reason(self, error: BaseException) -> str | None:
         """Why the trial failed, in a line; None for an error that isn't the trial's own."""
-        text = str(error)
-        is_memory = "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
-        if isinstance(error, MemoryError) or is_memory:
-            return (
-                "out of memory; lower shared_params.batch_size "
-                f"({self.config.shared_params.batch_size} now)"
-            )
-        return None if isinstance(error, jax.errors.JaxRuntimeError) else text
+        if reason := assembly.out_of_memory(error, self.config):
+            return reason
+        return None if isinstance(error, jax.errors.JaxRuntimeError) else str(error)
 
 
 def draw(config: ConfigDict, parameters: Any) -> Any:
