@@ -77,8 +77,8 @@ SETTINGS: tuple[Setting, ...] = (
         "etl_params.use_remote_dataset_version",
         "latest",
         VERSION,
-        'which dataset to use when caps_data_dir is absent; "" never asks Comet, '
-        "X.Y.Z always means that version",
+        "which dataset to use when caps_data_dir is absent (the newest one, so far of those in "
+        "output_dir); X.Y.Z always means that version",
     ),
     Setting(
         "etl_params.caps_data_dir",

@@ -52,6 +52,7 @@ def _options(caps: Path, output_dir: Path, **changes: object) -> list[str]:
         "shared_params.target_length": LENGTH,
         "shared_params.batch_size": 32,
         "shared_params.train_test_fraction": 0.75,
+        "search_params": json.dumps({"conv_layers": {"low": 3, "high": 4}, "*_units": SMALL}),
         "tracking_params.mode": "offline",
     }
     values |= {key.replace("__", "."): value for key, value in changes.items()}
@@ -237,7 +238,6 @@ def test_attention_cnn_lstm_with_random_search_and_cyclic_lr(caps, tmp_path):
         caps,
         tmp_path,
         tune_params__tuning_strategy="random_search",
-        search_params=json.dumps({"conv_layers": {"low": 2, "high": 3}, "lstm_units": SMALL}),
         lr_scheduler_params__type="cyclic_lr",
         lr_scheduler_params__cyclic_lr__base_lr=5e-4,
         lr_scheduler_params__cyclic_lr__max_lr=4e-3,
@@ -286,6 +286,7 @@ def test_encoder_without_tuning_with_augmentation(caps, tmp_path):
         caps,
         tmp_path,
         tune_params__max_trials=0,
+        search_params="{}",
         shared_params__use_augmentation="true",
         model_params__learning_rate=2e-3,
     )

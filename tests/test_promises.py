@@ -512,7 +512,7 @@ ANY_RATE = FloatDistribution(1e-4, 1e-2, log=True)
 
 @pytest.mark.parametrize(
     ("model_type", "widest", "most_convolutions", "most_lstms"),
-    [("cnn_lstm", 128, 7, 4), ("attention_cnn_lstm", 256, 5, 3)],
+    [("cnn_lstm", 128, 7, 8), ("attention_cnn_lstm", 256, 5, 3)],
 )
 def test_the_search_space_of_the_lstm_models(model_type, widest, most_convolutions, most_lstms):
     deepest = offered(model_type)
@@ -538,8 +538,7 @@ def test_the_search_space_of_the_resnet():
         "stages": IntDistribution(2, 4),
         "stem_filters": IntDistribution(32, 128, step=32),
         "stem_kernel": KERNEL,
-        "stage_filters_0": IntDistribution(64, 128, step=64),
-        **{f"stage_filters_{i}": IntDistribution(64, 256, step=64) for i in (1, 2, 3)},
+        **{f"stage_filters_{i}": IntDistribution(64, 256, step=64) for i in range(4)},
         **{f"stage_kernels_{i}": KERNEL for i in range(4)},
         **{f"stage_blocks_{i}": IntDistribution(2, 4) for i in range(4)},
         "dense_units": IntDistribution(32, 256, step=32),
