@@ -1,5 +1,9 @@
-"""Shared by all tests: Keras computes with JAX, whatever the machine's keras.json says."""
+"""Shared by all tests: which backend Keras has, and how hard XLA tries."""
 
 import os
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("KERAS_BACKEND", "jax")  # whatever the machine's keras.json says
+# Tests compile much and compute little: without LLVM's optimisations they take a fifth of the time.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+)

@@ -65,7 +65,7 @@ class BatchNorm(nn.Module):
 
     use_running_average: bool
     momentum: float = 0.99
-    forgetting: float = 32.0
+    forgetting: float = 64.0
     epsilon: float = 1e-3
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

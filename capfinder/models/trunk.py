@@ -20,13 +20,21 @@ class Hyperparameters:
     """Tuples have one value per layer."""
 
     conv_filters: tuple[int, ...] = hyperparameter(
-        (32, 64, 64), low=1, high=4096, per="convolution", meaning="filters of each convolution"
+        (32, 64, 64, 64), low=1, high=4096, per="convolution", meaning="filters of each convolution"
     )
     conv_kernels: tuple[int, ...] = hyperparameter(
-        (7, 5, 3), low=1, high=999, per="convolution", meaning="samples that each convolution sees"
+        (7, 5, 5, 3),
+        low=1,
+        high=999,
+        per="convolution",
+        meaning="samples that each convolution sees",
     )
     conv_dropouts: tuple[float, ...] = hyperparameter(
-        (0.1, 0.1, 0.1), low=0, high=0.95, per="convolution", meaning="share dropped after each"
+        (0.1, 0.1, 0.1, 0.1),
+        low=0,
+        high=0.95,
+        per="convolution",
+        meaning="share dropped after each",
     )
     lstm_units: tuple[int, ...] = hyperparameter(
         (64, 64), low=1, high=4096, per="LSTM layer", meaning="units of each LSTM layer"
