@@ -120,7 +120,7 @@ def simulate_reads(*, cap_class: int, run: int, chunk: int, effect: float, seed:
     lengths = np.clip(lengths, *READ_BASES_RANGE).astype(np.int64)
     first: np.ndarray = np.cumsum(lengths) - lengths  # index of each read's 5' base
     end = first[:, None] + np.arange(END_BASES)  # (n, END_BASES) the bases at each read's 5' end
-    bases = rng.integers(0, 4, lengths.sum())
+    bases = rng.integers(0, 4, int(lengths.sum()))
     bases[end[:, :N1]] = _numbers(ADAPTER_MARGIN + ADAPTER_FLANK)
     bases[end[:, N1 + 1 :]] = _numbers(TRANSCRIPT_FLANK + TRANSCRIPT_MARGIN)
 
