@@ -127,7 +127,7 @@ def simulate_reads(*, cap_class: int, run: int, chunk: int, effect: float, seed:
     # The outermost two bases of a read borrow their neighbours from the next one: as random as any.
     kmer = sum(np.roll(bases, shift) * 4 ** (2 + shift) for shift in range(-2, 3))
     levels = _kmer_levels()[kmer] + rng.normal(0, LEVEL_SD, bases.size)
-    dwells = rng.gamma(DWELL_SHAPE, DWELL_MEAN_SAMPLES / DWELL_SHAPE, bases.size)
+    dwells: np.ndarray = rng.gamma(DWELL_SHAPE, DWELL_MEAN_SAMPLES / DWELL_SHAPE, bases.size)
 
     shift, stretch = cap_effect(cap_class, effect)
     molecule, alone = _molecules(rng, n)
