@@ -114,7 +114,7 @@ def save_best(run: Run, checkpoints: Checkpoints | None) -> None:
     """Takes the weights at hand, which are those of `run.best_epoch`, as the best."""
     run.best = jax.tree.map(jnp.copy, run.state.variables)  # the originals will be donated
     if checkpoints is not None:
-        meta = {"best_val_loss": run.best_val_loss, "history": run.history}
+        meta = {"best_val_loss": run.best_val_loss, "history": list(run.history)}
         checkpoints.save_best(run.best_epoch, run.best, meta)
 
 
@@ -129,7 +129,7 @@ def save_latest(run: Run, checkpoints: Checkpoints | None) -> None:
         "steps_in_epoch": steps,
         "steps_per_epoch": run.steps_per_epoch,
         "seconds": run.seconds,
-        "history": run.history,
+        "history": list(run.history),  # it grows while Orbax writes in the background
         "plateau": asdict(run.plateau),
     }
     checkpoints.save_latest(
