@@ -11,15 +11,29 @@ from csv_input import HEADER, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfinder.data import csv_reader
+from capfinder.data import csv_reader, kernels
 from capfinder.data.csv_files import MAX_ROW_BYTES, Block, read_blocks, read_ranges
-from capfinder.data.csv_reader import Reject, parse_signals, scan_block
+from capfinder.data.csv_reader import Reject, Signals, parse_signals, scan_block
+from capfinder.data.preprocess import fit_length
 from capfinder.errors import InputError
 
 
 def scan_text(text: bytes, cap_class: int | None = None):
     """Rows, rejects and count of rows of one block, numbered as if it stood behind the header."""
     return scan_block(Block(text, 0, 2), cap_class=cap_class)
+
+
+def parse(texts: list[bytes], target_length: int, dtype: str) -> Signals:
+    """The signals as they lie in a file: behind a quote, before a quote and a line end."""
+    data = b'"' + b'"\r\n9,"'.join(texts) + b'"'
+    ends = np.cumsum([len(text) + 6 for text in texts]) - 5
+    return parse_signals(
+        data,
+        ends - [len(text) for text in texts],
+        ends,
+        target_length=target_length,
+        dtype=dtype,
+    )
 
 
 def scan_file(path: Path, block_bytes: int = 1 << 20):
@@ -65,22 +79,130 @@ def test_values_equal_those_of_csv_and_float(rows, end, quoting, has_last_end):
     assert (rejects, count) == ([], len(rows))
     assert [name.decode() for name in good.read_id.tolist()] == [fields[0] for fields in read]
     assert good.cap_class.tolist() == [int(fields[1]) for fields in read]
-    texts = [text.encode()[a:b] for a, b in zip(good.start, good.end, strict=True)]
+    places = zip(good.begin.tolist(), good.read_id.tolist(), strict=True)
+    assert all(text.encode()[begin:].startswith(name) for begin, name in places)
+    signals = [text.encode()[a:b] for a, b in zip(good.start, good.end, strict=True)]
+    assert good.samples.tolist() == [signal.count(b",") + 1 for signal in signals]
     for dtype in ("float32", "float64"):
-        parsed = parse_signals(texts, dtype=dtype)
+        parsed = parse_signals(text.encode(), good.start, good.end, target_length=30, dtype=dtype)
         assert parsed.problems == {}
-        for fields, start, length in zip(read, parsed.starts, parsed.lengths, strict=True):
-            expected = np.array([float(value) for value in fields[2].split(",")]).astype(dtype)
-            found = parsed.values[start : start + length]
-            assert found.dtype == dtype
-            assert found.tobytes() == expected.tobytes()
+        assert parsed.fitted.dtype == dtype
+        for index, fields in enumerate(read):
+            values = np.array([float(value) for value in fields[2].split(",")])
+            expected = fit_length(values.astype(dtype), 30)
+            assert parsed.fitted[index].tobytes() == expected.tobytes()
+            assert parsed.lengths[index] == len(values)
+
+
+@given(records)
+def test_the_usual_form_gives_the_same_as_the_slow_way(rows):
+    """A third of these have an id that only the slow way takes; a quote makes all take it."""
+    usual = [f'{name},{label},"{",".join(numbers)}"'.encode() for name, label, numbers in rows]
+    good, rejects, _ = scan_text(b"\n".join(usual))
+    assert rejects == []
+    at = 0
+    for index, line in enumerate(usual):
+        outcome = csv_reader._row_fields(line, is_whole=True)
+        assert not isinstance(outcome, str)
+        begin, end, label, start, stop, samples = outcome
+        assert good.begin[index] - at == begin
+        assert good.read_id[index] == line[begin:end]
+        assert good.cap_class[index] == label
+        assert (good.start[index] - at, good.end[index] - at) == (start, stop)
+        assert good.samples[index] == samples
+        at += len(line) + 1
+
+
+digits = st.text("0123456789", min_size=1, max_size=25)
+all_floats = st.floats(allow_nan=False, allow_infinity=False)
+any_number = st.one_of(
+    all_floats.map(repr),
+    st.floats(-12, 12).map(repr),
+    st.floats(-12, 12, width=32).map(lambda value: str(np.float32(value))),
+    *(
+        st.floats(-12, 12).map(lambda value, form=form: f"{value:{form}}")
+        for form in (".8f", ".6f", ".3f", ".9f", ".17f", ".20f", ".25f", ".0f", ".7e", "+.16E")
+    ),
+    st.integers(-(10**25), 10**25).map(str),
+    st.builds("{}{}.{}".format, st.sampled_from(["", "-", "+", "000"]), digits, digits),
+    st.builds("{}e{}".format, digits, st.integers(-400, 400)),
+    st.builds("{}.{}E{:+d}".format, digits, digits, st.integers(-400, 400)),
+    # Halfway between two neighbours, and a little beside: the last bit hangs on the last digit.
+    st.builds(
+        lambda whole, more: f"{2 * whole + 1}{more}",
+        st.integers(2**52, 2**53 - 1),
+        st.sampled_from(["", ".0", ".00000000000000000001", ".5", "e0", "0000e-4"]),
+    ),
+    st.floats(-(2**-1000), 2**-1000).map(repr),  # denormals among them
+    st.sampled_from(
+        [
+            *(
+                ".5",
+                "5.",
+                "-.25e-3",
+                "+7",
+                "007.50",
+                "-0.0",
+                "-0",
+                "0e999",
+                "1e22",
+                "1e23",
+                "-1e-22",
+            ),
+            *("9007199254740992", "9007199254740993", "4.9e-324", "2.4703282292062328e-324"),
+            *("1.7976931348623157e308", "0." + "0" * 400 + "1e401", "1" + "0" * 400 + "e-400"),
+            *(
+                "99999999999.99999999",
+                "1.00000017881393432617187499",
+                "65519.996",
+                "1e-99999999999",
+            ),
+        ]
+    ),
+)
+
+
+@given(st.lists(st.lists(any_number, min_size=1, max_size=12), min_size=1, max_size=6))
+def test_every_float_equals_pythons_to_the_last_bit(rows):
+    texts = [",".join(numbers).encode() for numbers in rows]
+    for dtype in ("float64", "float32", "float16"):
+        parsed = parse(texts, 12, dtype)
+        for index, numbers in enumerate(rows):
+            exact = np.array([float(number) for number in numbers])
+            with np.errstate(over="ignore"):
+                values = exact if dtype == "float64" else exact.astype(np.float32).astype(dtype)
+            assert parsed.lengths[index] == len(numbers)
+            if not np.isfinite(values).all():
+                assert parsed.problems[index] == csv_reader.NOT_FINITE
+                assert not parsed.fitted[index].any()
+                continue
+            assert index not in parsed.problems
+            assert parsed.fitted[index].tobytes() == fit_length(values, 12).tobytes()
+            with np.errstate(over="ignore"):
+                total, squares, magnitude = exact.sum(), (exact * exact).sum(), np.abs(exact).sum()
+            if np.isfinite([total, magnitude]).all():
+                assert abs(parsed.total[index] - total) <= 1e-14 * magnitude
+            assert parsed.squares[index] == pytest.approx(squares, rel=1e-12)
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=8), st.integers(1, 60), st.data())
+def test_signals_are_cut_and_padded_as_each_alone_would_be(lengths, target_length, data):
+    form = data.draw(st.sampled_from([".8f", ".4f", ".17f", ".24f", ".3e"]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    rows = [[f"{value:{form}}" for value in rng.normal(size=length)] for length in lengths]
+    parsed = parse([",".join(numbers).encode() for numbers in rows], target_length, "float16")
+    assert parsed.lengths.tolist() == lengths
+    for fitted, numbers in zip(parsed.fitted, rows, strict=True):
+        values = np.array([float(number) for number in numbers]).astype(np.float32)
+        expected = fit_length(values.astype(np.float16), target_length)
+        np.testing.assert_array_equal(fitted, expected)
 
 
 @given(st.lists(st.text("0123456789+-.eE", max_size=9), min_size=1, max_size=12))
 def test_a_number_is_what_float_takes_for_one(texts):
     signal = ",".join(texts)
     _, rejects, _ = scan_text(row("r", 0, signal).encode())
-    problems = [] if rejects else list(parse_signals([signal.encode()], dtype="float64").problems)
+    problems = [] if rejects else list(parse([signal.encode()], 5, "float64").problems)
 
     def is_number(text):
         try:
@@ -94,7 +216,14 @@ def test_a_number_is_what_float_takes_for_one(texts):
 @given(st.lists(st.binary(max_size=40), max_size=12), st.integers(1, 64))
 def test_any_bytes_are_good_rows_or_rejects_whatever_the_block_size(tmp_path_factory, lines, size):
     path = tmp_path_factory.mktemp("any") / "a.csv"
-    usual = [row("r1", 0, [1.0, 2.0]).encode(), b'"r2",3,4.5', b'r3,0,"1,,2"']
+    usual = [
+        row("r1", 0, [1.0, 2.0]).encode(),
+        b'"r2",3,4.5',
+        b'r3,0,"1,,2"',
+        b'"r4","7","1,2,-3e4,4.0000005,6"',
+        b'r5,0,"1.0,2.0x,3"\r',
+        'é,1,"2,3"'.encode(),
+    ]
     content = HEADER.encode() + b"\n" + b"\n".join([*usual, *lines])
     path.write_bytes(content)
     small, digest = scan_file(path, size)
@@ -111,8 +240,10 @@ def test_any_bytes_are_good_rows_or_rejects_whatever_the_block_size(tmp_path_fac
                 part.read_id.tolist(),
                 part.cap_class.tolist(),
                 part.line.tolist(),
+                part.begin.tolist(),
                 part.start.tolist(),
                 part.end.tolist(),
+                part.samples.tolist(),
                 part.content.tolist(),
                 strict=True,
             )
@@ -120,6 +251,11 @@ def test_any_bytes_are_good_rows_or_rejects_whatever_the_block_size(tmp_path_fac
         return rows, [reject for _, rejects, _ in scanned for reject in rejects]
 
     assert all_of(small) == all_of(whole)
+    for part, _, _ in whole:
+        for number in range(len(part.line)):
+            name, text = part.read_id[number], content[part.start[number] : part.end[number]]
+            assert content[part.begin[number] :].startswith(name)
+            assert part.samples[number] == text.count(b",") + 1
 
 
 BAD_ROWS = {
@@ -198,16 +334,25 @@ def test_a_complete_last_line_needs_no_end(last):
         ("1e999", "float64", csv_reader.NOT_FINITE),
         ("-1e39,1", "float32", csv_reader.NOT_FINITE),
         ("1e39,1", "float64", None),
+        ("1e999,1.2.3", "float64", csv_reader.NOT_A_NUMBER),
+        ("1.5,", "float64", csv_reader.NOT_A_NUMBER),
+        ("0.5,2.25,9,1x,0.5", "float16", csv_reader.NOT_A_NUMBER),
+        ("3.4028235677973366e38", "float32", csv_reader.NOT_FINITE),
+        ("3.4028235677973362e38", "float32", None),
+        ("65519.998046875", "float16", csv_reader.NOT_FINITE),
+        ("65519.99804687499", "float16", None),
         ("70000", "float16", csv_reader.NOT_FINITE),
         ("65504", "float16", None),
     ],
 )
 def test_parsing_finds_what_the_bytes_alone_did_not_show(signal, dtype, reason):
-    texts = [b"1,2", signal.encode(), b"3"]
-    parsed = parse_signals(texts, dtype=dtype)
+    parsed = parse([b"1,2", signal.encode(), b"3"], 2, dtype)
     assert parsed.problems == ({1: reason} if reason else {})
     assert parsed.lengths.tolist() == [2, signal.count(",") + 1, 1]
-    assert parsed.values[parsed.starts[2]] == 3
+    assert parsed.fitted[[0, 2]].tolist() == [[1, 2], [3, 0]]
+    assert (parsed.total[[0, 2]].tolist(), parsed.squares[[0, 2]].tolist()) == ([3, 3], [5, 9])
+    if reason:
+        assert (parsed.fitted[1].any(), parsed.total[1], parsed.squares[1]) == (False, 0, 0)
 
 
 def test_blank_lines_are_no_rows_but_count_as_lines():
@@ -245,12 +390,32 @@ def test_a_gzipped_file_gives_the_rows_of_the_plain_one(tmp_path):
     assert two_digest == hashlib.sha256(packed.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("cut", [5, 30, -4])
-def test_a_damaged_gzip_file_is_an_input_error(tmp_path, cut):
-    path = write_bytes(tmp_path, (HEADER + "\n" + "a,0,1\n" * 500).encode(), "a.csv.gz")
-    path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InputError, match=r"a\.csv\.gz: can't be decompressed"):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:5],
+        lambda whole: whole[:30],
+        lambda whole: whole[:-4],
+        lambda whole: whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:],  # its checksum
+        lambda whole: whole[:20] + b"\xff" * 40 + whole[60:],
+        lambda whole: whole + b"what doesn't belong here",
+    ],
+)
+def test_a_damaged_gzip_file_is_an_input_error(tmp_path, damage):
+    content = (HEADER + "\n" + "".join(f"a{i},0,{i}\n" for i in range(500))).encode()
+    path = write_bytes(tmp_path, content, "a.csv.gz")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"^[^\n]*a\.csv\.gz: can't be decompressed \([^\n]*$"):
         scan_file(path)
+
+
+def test_a_gzip_file_of_several_members_is_read_whole(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    parts = [f"{HEADER}\na,0,1\nb,".encode(), b"0,2\nc,0,3\n"]
+    path.write_bytes(b"".join(gzip.compress(part) for part in parts) + bytes(20))
+    scanned, digest = scan_file(path)
+    assert scanned[0][0].read_id.tolist() == [b"a", b"b", b"c"]
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -281,8 +446,51 @@ def test_content_tells_rows_apart_but_not_line_ends():
     content = [tuple(pair) for pair in rows.content.tolist()]
     assert content[0] == content[2]
     assert len(set(content)) == 3
-    expected = hashlib.sha256(b'a,0,"1,2"').digest()
-    assert content[0] == (
-        int.from_bytes(expected[:8], "little"),
-        int.from_bytes(expected[8:16], "little"),
+    assert content[0] == murmur(b'a,0,"1,2"')
+
+
+def murmur(text: bytes, seed: int = 0) -> tuple[int, int]:
+    buffer = np.frombuffer(text, np.uint8)
+    first, second = kernels.content_hash(buffer, 0, len(text), np.uint64(seed))
+    return int(first), int(second)
+
+
+def test_the_content_hash_is_murmurhash3():
+    # From the test of Go's spaolacci/murmur3, which has them from the C++ original.
+    assert murmur(b"hello") == (0xCBD8A7B341BD9B02, 0x5B1E906A48AE1D19)
+    assert murmur(b"The quick brown fox jumps over the lazy dog.") == (
+        0xCD99481F9EE902C9,
+        0x695DA1A38987B6E7,
     )
+    # SMHasher's check of every length: hashes of 0, 0 1, 0 1 2, ..., hashed once more.
+    hashes = [murmur(bytes(range(size)), 256 - size) for size in range(256)]
+    assert murmur(np.array(hashes, "<u8").tobytes())[0] & 0xFFFFFFFF == 0x6384BA69
+
+
+@given(st.lists(st.sampled_from([b"a", b"\n", b"\r", b"\r\n", b"bc" * 70]), max_size=40))
+def test_line_bounds_are_those_of_split(parts):
+    text = b"".join(parts)
+    expected, at = [], 0
+    for number, line in enumerate(text.split(b"\n")):
+        stripped = line.removesuffix(b"\r")
+        if stripped:
+            expected.append((at, at + len(stripped), number))
+        at += len(line) + 1
+    bounds = kernels.line_bounds(np.frombuffer(text, np.uint8))
+    assert [tuple(column) for column in bounds.T.tolist()] == expected
+
+
+@given(st.binary(min_size=1, max_size=3), st.integers(0, 300), st.integers(0, 299))
+def test_a_wrong_byte_is_found_wherever_it_stands(wrong, size, place):
+    signal = bytearray((b"1.5,-2e3," * 40)[: size + 1])
+    place = min(place, len(signal) - 1)
+    signal[place : place + len(wrong)] = wrong
+    is_good = bool(signal) and all(
+        number and all(byte in b"0123456789+-.eE" for byte in number)
+        for number in bytes(signal).split(b",")
+    )
+    line = b'r,0,"' + signal + b'"'
+    buffer = np.frombuffer(line, np.uint8)
+    bounds = np.array([[0], [len(line)], [0]])
+    fields, _ = kernels.usual_rows(buffer, bounds, 128, 9, MAX_ROW_BYTES)
+    assert fields[5, 0] == (signal.count(b",") + 1 if is_good else 0)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from capfinder.data.preprocess import fit_length, fit_rows
+from capfinder.data.preprocess import fit_length
 
 signals = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-4, 4, width=32))
 
@@ -32,19 +32,6 @@ def test_an_odd_extra_sample_is_on_the_right(target_length, expected):
     assert fit_length(np.arange(1, 6), target_length).tolist() == expected
 
 
-@given(st.lists(signals, min_size=1, max_size=8), st.integers(1, 70))
-def test_rows_are_fitted_as_each_alone_would_be(rows, target_length):
-    lengths = np.array([len(signal) for signal in rows])
-    with_marks = [part for signal in rows for part in (signal, np.array([np.nan], np.float32))]
-    starts = np.cumsum(lengths + 1) - lengths - 1
-    fitted = fit_rows(
-        np.concatenate(with_marks).astype(np.float16), starts, lengths, target_length=target_length
-    )
-    assert fitted.dtype == np.float16
-    expected = [fit_length(signal.astype(np.float16), target_length) for signal in rows]
-    np.testing.assert_array_equal(fitted, np.stack(expected))
-
-
 @given(signals, st.integers(1, 80))
 def test_fitting_agrees_with_numpy_pad_and_slices(signal, target_length):
     short, long = target_length - len(signal), len(signal) - target_length
@@ -52,4 +39,6 @@ def test_fitting_agrees_with_numpy_pad_and_slices(signal, target_length):
         expected = np.pad(signal, (short // 2, short - short // 2))
     else:
         expected = signal[long // 2 : long // 2 + target_length]
-    np.testing.assert_array_equal(fit_length(signal, target_length), expected)
+    fitted = fit_length(signal.astype(np.float16), target_length)
+    assert fitted.dtype == np.float16
+    np.testing.assert_array_equal(fitted, expected.astype(np.float16))

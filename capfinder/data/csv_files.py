@@ -3,17 +3,21 @@
 import contextlib
 import gzip
 import io
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from isal import igzip, igzip_lib
 
 from capfinder.errors import InputError
 
 HEADER = b"read_id,cap_class,timeseries"
 MAX_ROW_BYTES = 4096 * 4096  # as Capfinder 0.4.3's csv.field_size_limit
 HEAD_BYTES = 4096  # of a line beyond MAX_ROW_BYTES, enough to name its read
+
+# Any: isal's stubs take the class for one of its instances.
+_DAMAGED: Any = (EOFError, gzip.BadGzipFile, igzip_lib.IsalError)
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,17 @@ class _Hashed(io.RawIOBase):
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"{path}: can't be decompressed ({error}). Copy or compress the file again."
         ) from None
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror or error})") from None
+
+
+def _unpacked(path: Path, file: io.BufferedIOBase) -> Any:
+    """igzip, as gzip takes three times as long: 170 MB/s of text a core, igzip 550."""
+    return igzip.IGzipFile(fileobj=file) if path.suffix == ".gz" else file
 
 
 def read_blocks(path: Path, *, block_bytes: int, digest: Any) -> Iterator[tuple[Block, int]]:
@@ -68,7 +77,7 @@ def read_blocks(path: Path, *, block_bytes: int, digest: Any) -> Iterator[tuple[
     Raises: InputError when the file is empty, has another header or can't be read."""
     with _readable(path), _Hashed(path, digest) as raw:
         buffered = io.BufferedReader(raw, buffer_size=1 << 20)
-        stream: Any = gzip.GzipFile(fileobj=buffered) if path.suffix == ".gz" else buffered
+        stream = _unpacked(path, buffered)
         for block in _whole_lines(path, stream, block_bytes):
             yield block, raw.position
         while buffered.read(1 << 20):  # what may follow gzip's own end
@@ -118,10 +127,10 @@ def _check_header(path: Path, first: bytes) -> None:
         )
 
 
-def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     """The bytes start..end of the decompressed file for each of the ascending `ranges`."""
     with _readable(path), path.open("rb") as raw:
-        stream: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        stream = _unpacked(path, raw)
         for start, end in ranges:
             stream.seek(start)
             yield stream.read(end - start)

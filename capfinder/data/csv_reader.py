@@ -1,21 +1,20 @@
 """Rows of cap-signal CSV files: blocks of whole lines in, identities, rejects and signals out.
 
-Two steps, both vectorised over a block: `scan_block` finds each row's identity and checks the bytes
-of its signal without parsing a number, `parse_signals` parses the numbers of chosen rows. Rows that
-don't have the usual form (`id,0,"1.0,2.0"`) take a slower way, one at a time, to the same result or
-to the reason why they are rejects.
+Two steps, both compiled: `scan_block` finds each row's identity and checks the bytes of its signal
+without parsing a number, `parse_signals` parses the numbers of chosen rows. Rows that don't have
+the usual form (`id,0,"1.0,2.0"`) take a slower way, one at a time, to the same result or to the
+reason why they are rejects.
 """
 
-import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 
+from capfinder.data import kernels, number_kernels
 from capfinder.data.csv_files import HEAD_BYTES, MAX_ROW_BYTES, Block
+from capfinder.data.preprocess import fit_length
 
 MAX_READ_ID_BYTES = 128  # a UUID has 36
 MAX_CLASS_DIGITS = 9  # fits in int32
@@ -31,12 +30,11 @@ OTHER_CLASS = "class differs from file"
 TOO_LONG = "line too long"
 TRUNCATED = "truncated line"
 
-_COMMA, _QUOTE, _RETURN, _ZERO, _NEWLINE = b',"\r0\n'
-_IS_SPECIAL = bytes(byte not in b"0123456789+-.eE," for byte in range(256))  # bytes.translate's
-_IS_UNUSUAL_IN_ID = np.array([byte <= 32 or byte >= 127 or byte == _QUOTE for byte in range(256)])
 _NUMBER = re.compile(rb"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _QUOTED = re.compile(rb'"([^"]*(?:""[^"]*)*)"')
-_GATHER_ROWS = 1 << 15
+# From this magnitude on a number is infinite once rounded to the dtype (a tie rounds up): half a
+# step beyond the largest; for float16, what float32 rounds to half a step beyond 65504.
+_LIMITS = {"float16": 65520 - 2.0**-9, "float32": 2.0**128 - 2.0**103, "float64": float("inf")}
 
 
 class Reject(NamedTuple):
@@ -49,26 +47,32 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Identities of n good rows: read_id (n,) 'S', cap_class (n,) int32, line (n,) int64, start and
-    end (n,) int64 (bytes of the signal's text in the decompressed file), content (n, 2) uint64
-    (SHA-256 of the line, its first 128 bits)."""
+    """Identities of n good rows: read_id (n,) 'S', cap_class (n,) int32, line (n,) int64; begin
+    (n,) int64 where the read_id's text starts, start and end (n,) int64 of the signal's text, all
+    bytes of the decompressed file; samples (n,) int32 numbers in the signal; content (n, 2) uint64
+    hash of the line without its end (128 bits, not cryptographic: kernels.content_hash)."""
 
     read_id: np.ndarray
     cap_class: np.ndarray
     line: np.ndarray
+    begin: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    samples: np.ndarray
     content: np.ndarray
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Parsed numbers of n rows: row i is values[starts[i] : starts[i] + lengths[i]]; `problems`
-    has the reason why a row can't be used, by its index."""
+    """Parsed numbers of n rows. fitted (n, target_length): cut or zero-padded as
+    preprocess.fit_length does it; lengths (n,) int32 before that; total, squares (n,) float64: sums
+    of all samples and of their squares; problems: why a row can't be used (its fitted, total and
+    squares are 0), by its index."""
 
-    values: np.ndarray
-    starts: np.ndarray
+    fitted: np.ndarray
     lengths: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
     problems: dict[int, str]
 
 
@@ -76,102 +80,108 @@ def scan_block(block: Block, *, cap_class: int | None) -> tuple[Rows, list[Rejec
     """The good rows of a block, its rejects and how many rows it has; blank lines are no rows.
 
     cap_class: the file's class, rows of another are rejects; None: any class will do."""
+    data = block.data
     if block.is_head:
-        reject = Reject(block.line, _guess_read_id(block.data), TOO_LONG)
-        return _rows(block, *[np.zeros((6, 0), np.int64)] * 2), [reject], 1
-    starts, ends, lines = _line_bounds(block)
-    fields, is_usual = _usual_fields(block.data, starts, ends)
+        reject = Reject(block.line, _guess_read_id(data), TOO_LONG)
+        none = np.zeros((6, 0), np.int64)
+        return _rows(block, none[0], none, np.zeros((0, 2), np.uint64)), [reject], 1
+    buffer = _readable(data)
+    bounds = kernels.line_bounds(buffer)
+    fields, content = kernels.usual_rows(
+        buffer, bounds, MAX_READ_ID_BYTES, MAX_CLASS_DIGITS, MAX_ROW_BYTES
+    )
+    lines = bounds[2] + block.line
     rejects = []
-    for index in np.flatnonzero(~is_usual).tolist():
-        start, end = int(starts[index]), int(ends[index])
-        row = block.data[start:end]
-        outcome = _row_fields(row, is_whole=end < len(block.data))
+    for index in np.flatnonzero(fields[5] == 0).tolist():
+        start, end = int(bounds[0, index]), int(bounds[1, index])
+        row = data[start:end]
+        outcome = _row_fields(row, is_whole=end < len(data))
         if isinstance(outcome, str):
             rejects.append(Reject(int(lines[index]), _guess_read_id(row), outcome))
         else:
             fields[:, index] = outcome
             fields[[0, 1, 3, 4], index] += start
-            is_usual[index] = True
-    bounds = np.stack([lines, starts, ends])[:, is_usual]
-    fields = fields[:, is_usual]
-    if cap_class is not None and (others := fields[2] != cap_class).any():
+    is_good = fields[5] > 0
+    if cap_class is not None:
+        others = np.flatnonzero(is_good & (fields[2] != cap_class))
         rejects += [
-            Reject(line, block.data[a:b].decode(), OTHER_CLASS)
-            for line, a, b in zip(
-                bounds[0, others].tolist(),
-                fields[0, others].tolist(),
-                fields[1, others].tolist(),
-                strict=True,
+            Reject(line, data[start:end].decode(), OTHER_CLASS)
+            for line, (start, end) in zip(
+                lines[others].tolist(), fields[:2, others].T.tolist(), strict=True
             )
         ]
-        bounds, fields = bounds[:, ~others], fields[:, ~others]
-    return _rows(block, bounds, fields), sorted(rejects), len(starts)
+        is_good[others] = False
+    rows = _rows(block, lines[is_good], fields[:, is_good], content[is_good])
+    return rows, sorted(rejects), bounds.shape[1]
 
 
-def _line_bounds(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, ends (without the line end) and numbers of the lines that aren't blank."""
-    buffer = np.frombuffer(block.data, np.uint8)
-    newlines = np.flatnonzero(buffer == _NEWLINE)
-    starts = np.concatenate([[0], newlines + 1])
-    ends = np.append(newlines, len(buffer))
-    has_return = (ends > starts) & (buffer[ends - 1] == _RETURN)
-    ends = ends - has_return
-    filled = ends > starts
-    return starts[filled], ends[filled], (block.line + np.arange(len(starts)))[filled]
-
-
-def _usual_fields(
-    data: bytes, starts: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(5, n) read_id's start and end, cap_class, signal's start and end; and (n,) which rows have
-    the usual form, so that these hold."""
+def _readable(data: bytes | memoryview) -> np.ndarray:
+    """(size,) uint8, read-only whatever the data are: kernels are compiled for that alone."""
     buffer = np.frombuffer(data, np.uint8)
-    special = np.flatnonzero(np.frombuffer(data.translate(_IS_SPECIAL), np.bool_))
-    found = buffer[special]
-    quotes = np.append(special[found == _QUOTE], len(data))
-    opening, closing = quotes[np.searchsorted(quotes, starts)], ends - 1
-    usual = (opening > starts + 3) & (closing > opening + 1) & (ends - starts <= MAX_ROW_BYTES)
-    opening, closing = np.where(usual, opening, 0), np.where(usual, closing, 0)
-    first, last = np.where(usual, opening + 1, 0), np.where(usual, closing - 1, 0)
-    usual &= (buffer[opening - 1] == _COMMA) & (buffer[closing] == _QUOTE)
-    comma, labels = _labels(buffer, starts, opening - 1, usual)
-    usual &= (comma > starts) & (comma - starts <= MAX_READ_ID_BYTES)
-    unusual = special[_IS_UNUSUAL_IN_ID[found]]
-    usual &= np.searchsorted(unusual, starts) == np.searchsorted(unusual, comma)
-    usual[usual] = ~(_gather(buffer, starts[usual], comma[usual]) == _COMMA).any(axis=1)
-    # The signal: only bytes that numbers have, no comma at either end, no two together.
-    usual &= np.searchsorted(special, first) == np.searchsorted(special, closing)
-    usual &= (buffer[first] != _COMMA) & (buffer[last] != _COMMA)
-    is_comma = buffer == _COMMA
-    pairs = np.flatnonzero(is_comma[1:] & is_comma[:-1])
-    usual &= np.searchsorted(pairs, opening) == np.searchsorted(pairs, closing)
-    return np.stack([starts, comma, labels, first, closing]), usual
+    buffer.flags.writeable = False
+    return buffer
 
 
-def _labels(
-    buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For `rows`, the comma before the 1 to MAX_CLASS_DIGITS digits that stop at `ends` (-1: there
-    are none such), and the number that the digits make."""
-    comma = np.full(len(starts), -1)
-    labels = np.zeros(len(starts), np.int64)
-    is_open = rows.copy()
-    for place in range(MAX_CLASS_DIGITS + 1):
-        at = ends - 1 - place
-        is_open &= at >= starts
-        if not is_open.any():
-            break
-        byte = buffer[np.where(is_open, at, 0)]
-        if place:
-            comma = np.where(is_open & (byte == _COMMA), at, comma)
-        digit = byte - np.uint8(_ZERO)  # wraps around below "0"
-        is_open &= digit <= 9
-        labels += np.where(is_open, digit.astype(np.int64) * 10**place, 0)
-    return comma, labels
+def _rows(block: Block, lines: np.ndarray, fields: np.ndarray, content: np.ndarray) -> Rows:
+    return Rows(
+        read_id=kernels.texts(_readable(block.data), fields[0], fields[1]),
+        cap_class=fields[2].astype(np.int32),
+        line=lines,
+        begin=fields[0] + block.offset,
+        start=fields[3] + block.offset,
+        end=fields[4] + block.offset,
+        samples=fields[5].astype(np.int32),
+        content=content,
+    )
 
 
-def _row_fields(row: bytes, *, is_whole: bool) -> tuple[int, int, int, int, int] | str:
-    """As `_usual_fields` for one row of any form, or why it is a reject."""
+def parse_signals(
+    data: bytes | memoryview,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    *,
+    target_length: int,
+    dtype: str,
+) -> Signals:
+    """Parses and fits the signals data[starts[i] : ends[i]] (n,) that `scan_block` found good.
+
+    A value is float(text) for float64, numpy.float32(float(text)) for float32, and that rounded
+    once more for float16. Numbers beyond the dtype's range are "not finite"."""
+    count = len(starts)
+    computed = "float64" if dtype == "float64" else "float32"
+    fitted = np.zeros((count, target_length), computed)
+    lengths, sums = np.empty(count, np.int32), np.empty((2, count))
+    outcomes = np.empty(count, np.uint8)
+    number_kernels.parse_rows(
+        _readable(data),
+        np.ascontiguousarray(starts, np.int64),
+        np.ascontiguousarray(ends, np.int64),
+        _LIMITS[dtype],
+        fitted,
+        lengths,
+        sums,
+        outcomes,
+    )
+    for index in np.flatnonzero(outcomes == number_kernels.SLOW).tolist():
+        text = bytes(data[starts[index] : ends[index]])
+        values = np.array([float(number) for number in text.split(b",")])
+        if (np.abs(values) >= _LIMITS[dtype]).any():
+            outcomes[index] = number_kernels.NOT_FINITE
+            continue
+        fitted[index] = fit_length(values.astype(computed), target_length)
+        with np.errstate(over="ignore"):
+            sums[:, index] = values.sum(), (values * values).sum()
+    is_bad = outcomes >= number_kernels.NOT_FINITE
+    fitted[is_bad], sums[:, is_bad] = 0, 0
+    problems = {
+        index: NOT_A_NUMBER if outcomes[index] == number_kernels.NOT_A_NUMBER else NOT_FINITE
+        for index in np.flatnonzero(is_bad).tolist()
+    }
+    return Signals(fitted.astype(dtype, copy=False), lengths, sums[0], sums[1], problems)
+
+
+def _row_fields(row: bytes, *, is_whole: bool) -> tuple[int, ...] | str:
+    """The fields of kernels.usual_rows for one row of any form, or why it is a reject."""
     if len(row) > MAX_ROW_BYTES:
         return TOO_LONG
     try:
@@ -194,7 +204,7 @@ def _row_fields(row: bytes, *, is_whole: bool) -> tuple[int, int, int, int, int]
     if not (label.isdigit() and len(label) <= MAX_CLASS_DIGITS):
         return BAD_CLASS
     problem = _signal_problem(signal)
-    return problem or (*bounds[0], int(label), *bounds[2])
+    return problem or (*bounds[0], int(label), *bounds[2], signal.count(b",") + 1)
 
 
 def _split_fields(row: bytes) -> list[tuple[int, int]] | str:
@@ -232,75 +242,3 @@ def _guess_read_id(row: bytes) -> str:
     """What seems to be the read_id of a bad row, fit to be shown."""
     text = row[:HEAD_BYTES].split(b",", 1)[0].strip(b' "')[:MAX_READ_ID_BYTES]
     return "".join(c if c.isprintable() else "?" for c in text.decode("utf-8", "replace"))
-
-
-def _rows(block: Block, bounds: np.ndarray, fields: np.ndarray) -> Rows:
-    view = memoryview(block.data)
-    # SHA-256 has its own processor instructions: 1,280 MB/s a core where BLAKE2b reaches 510.
-    digests = b"".join(
-        [
-            hashlib.sha256(view[start:end]).digest()
-            for start, end in zip(bounds[1].tolist(), bounds[2].tolist(), strict=True)
-        ]
-    )
-    ids = _gather(np.frombuffer(block.data, np.uint8), fields[0], fields[1])
-    return Rows(
-        read_id=ids.reshape(-1).view(f"S{ids.shape[1]}"),
-        cap_class=fields[2].astype(np.int32),
-        line=bounds[0].copy(),
-        start=fields[3] + block.offset,
-        end=fields[4] + block.offset,
-        content=np.frombuffer(digests, "<u8").reshape(-1, 4)[:, :2].astype(np.uint64),
-    )
-
-
-def _gather(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(n, widest) uint8 the bytes starts..ends of each row, then zeros; in steps that bound the
-    memory of the indices."""
-    width = int((ends - starts).max(initial=1))
-    places = np.arange(width)
-    gathered = np.zeros((len(starts), width), np.uint8)
-    for at in range(0, len(starts), _GATHER_ROWS):
-        part = slice(at, at + _GATHER_ROWS)
-        where = starts[part, None] + places
-        inside = where < ends[part, None]
-        gathered[part] = np.where(inside, buffer[np.where(inside, where, 0)], 0)
-    return gathered
-
-
-def parse_signals(texts: Sequence[bytes | memoryview], *, dtype: str) -> Signals:
-    """Parses signals that `scan_block` found good; values have `dtype`.
-
-    Equal to float(text) for float64, to numpy.float32(float(text)) for float32, and that rounded
-    once more for float16. Numbers beyond the dtype's range are "not finite"."""
-    # One column of numbers that end with a comma. Measured, MB/s a core: 371 so, 225 by polars'
-    # str.split and cast, both exact. With the bytes that `scan_block` allows, null is "no number",
-    # inf is "too large", and NaN can only be the mark between two rows.
-    column = pl.read_csv(
-        b",nan,".join(texts),
-        has_header=False,
-        separator=";",
-        eol_char=",",
-        quote_char=None,
-        schema={"value": pl.Float64},
-        ignore_errors=True,
-    )["value"]
-    is_broken = column.is_null().to_numpy() if column.null_count() else None
-    numbers = column.to_numpy()
-    is_mark = np.isnan(numbers)
-    if is_broken is not None:
-        is_mark &= ~is_broken
-    marks = np.flatnonzero(is_mark)
-    if len(marks) != len(texts) - 1:
-        raise ValueError(f"{len(texts)} signals gave {len(marks) + 1}: not from scan_block")
-    starts = np.concatenate([[0], marks + 1])
-    lengths = np.append(marks, len(numbers)) - starts
-    with np.errstate(over="ignore"):
-        values = numbers if dtype == "float64" else numbers.astype(np.float32).astype(dtype)
-    is_bad = ~np.isfinite(values) & ~is_mark
-    problems = {int(np.searchsorted(marks, place)): NOT_FINITE for place in np.flatnonzero(is_bad)}
-    if is_broken is not None:
-        problems |= {
-            int(np.searchsorted(marks, p)): NOT_A_NUMBER for p in np.flatnonzero(is_broken)
-        }
-    return Signals(values, starts, lengths, problems)
