@@ -1,8 +1,10 @@
-"""The cache beside the shards, the order of an epoch, and the batches."""
+"""The order of an epoch, and the batches."""
 
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -11,146 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capfinder import files
+from capfinder.data import cache, loader, records
 from capfinder.data import order as order_module
-from capfinder.data import records
 from capfinder.data.loader import (
     EvaluationBatches,
+    ShardedSplit,
     Split,
     TrainBatches,
     epoch_order,
-    open_split,
+    open_shards,
 )
 from capfinder.errors import InputError
+from tests.test_cache import T, make_split, write_version
 
-T = 30
-
-
-def make_split(classes, *, dtype: str = "float16", shards: int = 3, seed: int = 0) -> Split:
-    """A split in memory; each signal fills its own length of the row, centred."""
-    rng = np.random.default_rng(seed)
-    n = len(classes)
-    length = rng.integers(5, 2 * T, n).astype(np.int32)
-    left = np.maximum(T - length, 0)[:, None] // 2
-    place = np.arange(T) - left
-    signal = np.where((place >= 0) & (place < length[:, None]), rng.normal(size=(n, T)), 0)
-    return Split(
-        signal=signal.astype(dtype),
-        cap_class=np.asarray(classes, np.int32),
-        length=length,
-        read_id=np.array([f"read{i}".encode() for i in range(n)]),
-        shard_lengths=tuple(len(part) for part in np.array_split(np.arange(n), shards)),
-    )
-
-
-def write_version(directory: Path, split: Split, *, width: int = 0) -> None:
-    """A dataset version whose three splits hold `split`, with the manifest keys the loader uses."""
-    directory.mkdir(parents=True)
-    ends = np.cumsum(split.shard_lengths)
-    shards, sizes = [], []
-    for name in records.SPLITS:
-        for i, (n, end) in enumerate(zip(split.shard_lengths, ends, strict=True)):
-            part = slice(end - n, end)
-            path = directory / records.shard_name(name, i, len(ends))
-            sizes.append(
-                records.write_shard(
-                    path,
-                    signals=split.signal[part],
-                    cap_classes=split.cap_class[part],
-                    read_ids=[r.decode() + "x" * (width * i) for r in split.read_id[part]],
-                    lengths=split.length[part],
-                )
-            )
-            shards.append({"name": path.name, "num_examples": n})
-    records.write_metadata(
-        directory,
-        version=directory.name,
-        target_length=T,
-        dtype=split.signal.dtype.name,
-        shard_lengths={name: split.shard_lengths for name in records.SPLITS},
-        shard_bytes={name: sizes[: len(ends)] for name in records.SPLITS},
-    )
-    files.write_json(directory / "manifest.json", {"fingerprint": "f00d", "shards": shards})
-
-
-# --- the cache
-
-
-def test_the_cache_holds_what_the_shards_hold_and_is_used_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_BLOCK_RECORDS", 7)
-    version = tmp_path / "dataset" / "cap_data" / "1.0.0"
-    split = make_split([0, 1] * 20)
-    write_version(version, split, width=3)  # later shards have longer read_ids
-    opened = open_split(version, "train")
-    cache = tmp_path / "dataset" / "cache" / "f00d" / "train"
-    assert sorted(path.name for path in cache.iterdir()) == [
-        "cap_class.npy",
-        "length.npy",
-        "read_id.npy",
-        "signal.npy",
-    ]
-    assert isinstance(opened.signal, np.memmap)
-    assert opened.signal.dtype == np.float16 and opened.signal.tobytes() == split.signal.tobytes()
-    assert opened.cap_class.dtype == np.int32
-    np.testing.assert_array_equal(opened.cap_class, split.cap_class)
-    np.testing.assert_array_equal(opened.length, split.length)
-    assert opened.shard_lengths == split.shard_lengths == (14, 13, 13)
-    shard = np.repeat(range(3), opened.shard_lengths)
-    expected = [r + b"x" * (3 * i) for r, i in zip(split.read_id, shard, strict=True)]
-    assert list(opened.read_id) == expected
-
-    for path in version.glob("*.tfrecord*"):
-        path.unlink()
-    again = open_split(version, "train")
-    assert again.signal.tobytes() == split.signal.tobytes()
-    with pytest.raises(InputError, match="missing or incomplete"):
-        open_split(version, "test")
-
-
-def test_a_cache_that_does_not_fit_is_built_anew(tmp_path):
-    version = tmp_path / "dataset" / "cap_data" / "1.0.0"
-    split = make_split([0, 1] * 5)
-    write_version(version, split)
-    open_split(version, "test")
-    cached = tmp_path / "dataset" / "cache" / "f00d" / "test" / "signal.npy"
-    cached.write_bytes(cached.read_bytes()[:-8])
-    assert open_split(version, "test").signal.tobytes() == split.signal.tobytes()
-    np.save(cached, split.signal[:3])
-    assert open_split(version, "test").signal.tobytes() == split.signal.tobytes()
-
-
-@pytest.mark.parametrize("claimed", [13, 15])
-def test_shards_that_differ_from_the_manifest_leave_no_cache(tmp_path, claimed):
-    version = tmp_path / "dataset" / "cap_data" / "1.0.0"
-    write_version(version, make_split([0, 1] * 20))
-    manifest = files.read_json(version / "manifest.json")
-    manifest["shards"][0]["num_examples"] = claimed
-    files.write_json(version / "manifest.json", manifest)
-    with pytest.raises(InputError, match=r"hold (39|more than 39|40) records, manifest\.json says"):
-        open_split(version, "train")
-    assert not list((tmp_path / "dataset" / "cache" / "f00d").glob("*train"))
-    manifest["shards"] = manifest["shards"][1:]
-    files.write_json(version / "manifest.json", manifest)
-    with pytest.raises(InputError, match=r"holds 3 shards .* lists 2"):
-        open_split(version, "train")
-
-
-def test_tensorflow_is_not_imported_when_the_cache_is_there(tmp_path):
-    version = tmp_path / "dataset" / "cap_data" / "1.0.0"
-    write_version(version, make_split([0, 1] * 5))
-    open_split(version, "train")
-    program = f"""
-        import sys
-        from pathlib import Path
-        from capfinder.data.loader import EvaluationBatches, TrainBatches, open_split
-        split = open_split(Path({str(version)!r}), "train")
-        batches = TrainBatches(split, batch_size=4, seed=0, augment=False, residency="host")
-        assert len(list(batches.epoch(0))) == 3
-        assert len(list(EvaluationBatches(split, batch_size=4))) == 3
-        assert not {{"tensorflow", "tensorflow_datasets"}} & set(sys.modules)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
-
+RESIDENCIES = ("device", "host", "stream")
 
 # --- the order of an epoch
 
@@ -226,6 +102,20 @@ def test_shards_are_permuted_and_records_shuffled_within_windows(monkeypatch):
         assert (windows != firsts).any(axis=1).all()  # shuffled among themselves
 
 
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), max_size=30), st.integers(1, 9))
+def test_windows_are_shuffled_as_one_stable_sort_would(draws, size):
+    """Also where keys are equal; 1.0 is what a draw below it rounds to in a far window."""
+
+    class Drawn:
+        def random(self, count: int) -> np.ndarray:
+            return np.array(draws[:count], float)
+
+    records = np.arange(100, 100 + len(draws))
+    shuffled = order_module._shuffle_windows(records, size, Drawn())
+    expected = sorted(range(len(draws)), key=lambda i: (i // size + draws[i], i))
+    assert shuffled.tolist() == [100 + i for i in expected]
+
+
 def test_a_shuffle_is_uniform_within_its_window():
     classes = np.zeros(10, int)
     first = [an_order(classes, 10, seed=seed)[0, 0] for seed in range(2000)]
@@ -243,7 +133,19 @@ def test_labels_and_shards_must_belong_together():
 # --- training batches
 
 
-def train_batches(split: Split, residency: str, *, augment: bool = False, batch_size: int = 8):
+@pytest.fixture
+def in_shards(tmp_path):
+    """Writes a split's shards and opens them."""
+
+    def write_and_open(split: Split) -> ShardedSplit:
+        directory = tmp_path / str(len(list(tmp_path.iterdir()))) / "cap_data" / "1.0.0"
+        write_version(directory, split)
+        return open_shards(directory, "train")
+
+    return write_and_open
+
+
+def train_batches(split, residency: str, *, augment: bool = False, batch_size: int = 8):
     return TrainBatches(split, batch_size=batch_size, seed=5, augment=augment, residency=residency)
 
 
@@ -255,28 +157,75 @@ def as_bytes(batches) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("augment", [False, True])
-def test_device_and_host_residency_give_the_same_bits(dtype, augment):
+def test_every_residency_gives_the_same_bits(dtype, augment, in_shards, monkeypatch):
+    monkeypatch.setattr(order_module, "_WINDOW_RECORDS", 12)
     split = make_split([0, 1, 2] * 11, dtype=dtype)
     device = train_batches(split, "device", augment=augment)
     host = train_batches(split, "host", augment=augment)
-    assert device.steps_per_epoch == host.steps_per_epoch == (13 if augment else 5)
+    stream = train_batches(in_shards(split), "stream", augment=augment)
+    steps = {batches.steps_per_epoch for batches in (device, host, stream)}
+    assert steps == {13 if augment else 5}
     for epoch in (0, 1):
-        assert as_bytes(device.epoch(epoch)) == as_bytes(host.epoch(epoch))
+        whole = as_bytes(device.epoch(epoch))
+        assert whole == as_bytes(host.epoch(epoch)) == as_bytes(stream.epoch(epoch))
 
 
-@pytest.mark.parametrize("residency", ["device", "host"])
-def test_an_epoch_goes_on_from_any_step_exactly(residency):
-    batches = train_batches(make_split([0, 1] * 20), residency, augment=True)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_the_stream_is_the_same_whatever_the_shape_of_the_data(tmp_path_factory, data):
+    """Before JAX gets it, which then does the same with it."""
+    classes = data.draw(st.one_of(any_classes, equal_classes))
+    split = make_split(classes, shards=data.draw(st.integers(1, 6)))
+    options = {"batch_size": data.draw(batch_sizes), "augment": data.draw(st.booleans())}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "_WINDOW_RECORDS", data.draw(st.integers(1, 50)))
+        patch.setattr(loader, "_RUN_BYTES", data.draw(st.integers(1, 50 * 2 * T)))
+        patch.setattr(records, "_BLOCK_BYTES", data.draw(st.integers(1, 3000)))
+        opened = write_shards(tmp_path_factory.mktemp("stream"), split)
+        stream = train_batches(opened, "stream", **options)
+        host = train_batches(split, "host", **options)
+        order, start = host.order(4), data.draw(st.integers(0, host.steps_per_epoch))
+        np.testing.assert_array_equal(stream.order(4), order)
+        got = list(stream._from_host(order, start))
+        expected = list(host._from_host(order, start))
+    assert len(got) == len(expected) == stream.steps_per_epoch - start
+    for columns in zip(got, expected, strict=True):
+        for ours, theirs in zip(*columns, strict=True):
+            assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def write_shards(directory: Path, split: Split) -> ShardedSplit:
+    paths = []
+    for number, end in enumerate(np.cumsum(split.shard_lengths)):
+        part = slice(end - split.shard_lengths[number], end)
+        paths.append(directory / str(number))
+        records.write_shard(
+            paths[-1],
+            signals=split.signal[part],
+            cap_classes=split.cap_class[part],
+            read_ids=split.read_id[part],
+            lengths=split.length[part],
+        )
+    row = (T, split.signal.dtype)
+    return ShardedSplit(tuple(paths), split.shard_lengths, row)
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_an_epoch_goes_on_from_any_step_exactly(residency, in_shards):
+    split = make_split([0, 1] * 20)
+    opened = in_shards(split) if residency == "stream" else split
+    batches = train_batches(opened, residency, augment=True)
     whole = as_bytes(batches.epoch(3))
     assert len(whole) == batches.steps_per_epoch == 15
     for start in (0, 1, 9, 14, 15):
         assert as_bytes(batches.epoch(3, start_step=start)) == whole[start:]
 
 
-@pytest.mark.parametrize("residency", ["device", "host"])
-def test_a_batch_holds_the_records_that_the_order_names(residency):
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_a_batch_holds_the_records_that_the_order_names(residency, in_shards):
     split = make_split([0, 1] * 20)
-    batches = train_batches(split, residency)
+    batches = train_batches(in_shards(split) if residency == "stream" else split, residency)
     assert batches.batch_size == 8 and batches.num_examples == 40
     expected = epoch_order(split.cap_class, split.shard_lengths, seed=5, epoch=2, batch_size=8)
     for batch, ids in zip(batches.epoch(2), expected, strict=True):
@@ -284,6 +233,76 @@ def test_a_batch_holds_the_records_that_the_order_names(residency):
         assert batch["cap_class"].dtype == np.int32
         np.testing.assert_array_equal(batch["signal"][:, :, 0], split.signal[ids])
         np.testing.assert_array_equal(batch["cap_class"], split.cap_class[ids])
+
+
+def test_streaming_reads_each_shard_about_once(in_shards, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(order_module, "_WINDOW_RECORDS", 200)
+    split = make_split(rng.permutation(np.arange(4000) % 4), shards=40)
+    opened = in_shards(split)
+    read: list[Path] = []
+    read_shard_blocks = records.read_shard_blocks
+
+    def noted(path, **options):
+        read.append(path)
+        return read_shard_blocks(path, **options)
+
+    monkeypatch.setattr(records, "read_shard_blocks", noted)
+    batches = train_batches(opened, "stream", batch_size=64)
+    read.clear()  # the labels
+    assert len(list(batches.epoch(0))) == 63
+    assert set(read) == set(opened.paths)
+    # Now and then a class is so far behind that its window ends a shard earlier. The last one
+    # tops up the last batch from the first ones.
+    assert len(read) <= 46
+
+
+def test_a_shard_that_is_damaged_while_it_is_streamed_is_named(in_shards):
+    opened = in_shards(make_split([0, 1] * 20))
+    batches = train_batches(opened, "stream")
+    raw = opened.paths[1].read_bytes()
+    opened.paths[1].write_bytes(raw[:100] + bytes([raw[100] ^ 1]) + raw[101:])
+    with pytest.raises(InputError, match=r"00001-of-00003: record 1 is damaged"):
+        list(batches.epoch(0))
+    with pytest.raises(InputError, match=r"00001-of-00003: record 1 is damaged"):
+        list(EvaluationBatches(opened, batch_size=8))
+
+
+def test_a_stream_that_is_left_early_leaves_no_thread(in_shards, monkeypatch):
+    monkeypatch.setattr(order_module, "_WINDOW_RECORDS", 12)
+    before = threading.active_count()
+    batches = train_batches(in_shards(make_split([0, 1] * 20)), "stream")
+    for made in (batches.epoch(0), iter(EvaluationBatches(batches._split, batch_size=3))):
+        next(made)
+        made.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_stream_that_is_still_open_when_the_program_ends_says_nothing(in_shards):
+    opened = in_shards(make_split([0, 1] * 20))
+    program = f"""
+        from pathlib import Path
+        from capfinder.data import loader
+        split = loader.open_shards(Path({str(opened.paths[0].parent)!r}), "train")
+        batches = iter(loader.EvaluationBatches(split, batch_size=3))
+        print(next(batches)["signal"].shape)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"(3, {T}, 1)\n" and done.stderr == ""
+
+
+def test_residency_and_the_way_a_split_is_opened_belong_together(in_shards):
+    split = make_split([0, 1] * 20)
+    for residency in ("device", "host"):
+        with pytest.raises(ValueError, match="ShardedSplit doesn't go with"):
+            train_batches(in_shards(split), residency)
+    with pytest.raises(ValueError, match="Split doesn't go with residency 'stream'"):
+        train_batches(split, "stream")
 
 
 def test_augmentation_triples_the_examples_and_keeps_the_originals():
@@ -326,14 +345,15 @@ def test_an_example_is_warped_alike_in_any_batch_and_afresh_in_the_next_epoch():
     assert len(changed) > 40 and all(example % 3 for example in changed)
 
 
-def test_float64_storage_gives_float64_when_it_is_enabled():
+def test_float64_storage_gives_float64_when_it_is_enabled(in_shards):
     split = make_split([0, 1] * 4, dtype="float64")
-    for residency in ("device", "host"):
-        batch = next(train_batches(split, residency, augment=True).epoch(0))
+    for residency in RESIDENCIES:
+        opened = in_shards(split) if residency == "stream" else split
+        batch = next(train_batches(opened, residency, augment=True).epoch(0))
         assert batch["signal"].dtype == np.float32
         with jax.enable_x64(True):
-            (batch,) = train_batches(split, residency).epoch(0)
-            (ids,) = train_batches(split, residency).order(0)
+            (batch,) = train_batches(opened, residency).epoch(0)
+            (ids,) = train_batches(opened, residency).order(0)
         assert batch["signal"].dtype == np.float64
         np.testing.assert_array_equal(batch["signal"][:, :, 0], split.signal[ids])
 
@@ -349,10 +369,22 @@ def test_batches_are_never_larger_than_the_split():
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(1, 25), st.integers(1, 30))
-def test_evaluation_sees_every_record_once_in_stored_order(n, batch_size):
+@given(st.integers(1, 25), st.integers(1, 30), st.integers(1, 9), st.booleans())
+def test_evaluation_sees_every_record_once_in_stored_order(
+    tmp_path_factory, n, batch_size, chunk, from_shards
+):
     split = make_split(np.arange(n) % 3)
-    batches = EvaluationBatches(split, batch_size=batch_size)
+    opened: Split | ShardedSplit = split
+    if from_shards:
+        opened = write_shards(tmp_path_factory.mktemp("evaluation"), split)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_CHUNK_RECORDS", chunk)
+        patch.setattr(records, "_BLOCK_BYTES", 200 * chunk)
+        check_evaluation(EvaluationBatches(opened, batch_size=batch_size), split)
+
+
+def check_evaluation(batches: EvaluationBatches, split: Split) -> None:
+    n = len(split)
     for _ in range(2):  # iterable again
         got = list(batches)
         assert len(got) == len(batches)

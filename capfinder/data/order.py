@@ -18,6 +18,13 @@ def epoch_shape(cap_class: np.ndarray, batch_size: int) -> tuple[int, int]:
     return -(-len(counts) * int(counts.max()) // size), size
 
 
+def window_slots(cap_class: np.ndarray) -> int:
+    """Places of an epoch's order that use up one window of every class: a reader that takes so many
+    at a time, from the first on, finds their records close together in the permuted shards."""
+    num_classes = len(np.unique(cap_class))
+    return num_classes * max(1, _WINDOW_RECORDS // num_classes)
+
+
 def epoch_order(
     cap_class: np.ndarray,
     shard_lengths: Sequence[int],
@@ -42,7 +49,7 @@ def epoch_order(
     records = _by_permuted_shards(np.asarray(shard_lengths), rng)
     labels = cap_class[records]
     classes = np.unique(cap_class)
-    window = max(1, _WINDOW_RECORDS // len(classes))
+    window = window_slots(cap_class) // len(classes)
     slots = np.empty(steps * size, np.int64)
     # Slot g belongs to class g mod C, so that any run of slots is balanced to one. Which class
     # has the odd ones changes with the epoch.
@@ -68,5 +75,17 @@ def _by_permuted_shards(lengths: np.ndarray, rng: np.random.Generator) -> np.nda
 
 
 def _shuffle_windows(records: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    window = np.arange(len(records)) // size
-    return records[np.argsort(window + rng.random(len(records)), kind="stable")]
+    keys = np.arange(len(records)) // size + rng.random(len(records))
+    shuffled = np.empty_like(records)
+    for start in range(0, len(records), size):
+        part = slice(start, start + size)
+        shuffled[part] = records[part][_stable_argsort(keys[part])]
+    return shuffled
+
+
+def _stable_argsort(keys: np.ndarray) -> np.ndarray:
+    """Without equal keys any sort is the stable one, and numpy's default is thrice as fast."""
+    order = np.argsort(keys)
+    if (np.diff(keys[order]) == 0).any():
+        order = np.argsort(keys, kind="stable")
+    return order

@@ -1,26 +1,47 @@
 """TFRecord shards in TensorFlow Datasets' own format: written, described and read back here alone.
 
 `tfds.builder_from_directory(version_dir)` reads them with none of this code. Equal input gives
-equal bytes, the two JSON files included.
+equal bytes, the two JSON files included. The bytes themselves are in record_kernels.py: TensorFlow
+is imported only for records of another writer whose features come in another order.
 """
 
-import functools
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from capfinder import libraries
+from capfinder.data.record_kernels import (
+    FRAME_BYTES,
+    MAX_OVERHEAD_BYTES,
+    PROBLEMS,
+    WHOLE,
+    as_bytes,
+    copy_texts,
+    decode_records,
+    encode_records,
+    find_records,
+)
 from capfinder.errors import InputError
 from capfinder.files import read_json
 
 DATASET_NAME = "cap_data"
 SPLITS = ("train", "validation", "test")
 _SUFFIX = "tfrecord"
-_BLOCK_RECORDS = 2048  # parsed at once: large enough to hide TensorFlow's cost per call
+_BLOCK_BYTES = 1 << 22  # encoded or decoded at once: it stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """What was written: size in bytes, SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -50,82 +71,45 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     return paths
 
 
-# A tf.train.Example as bytes. Measured on a float16 record of 500 samples (1 core): 40,000
-# records/s with tf.train.Example, whose maps have no guaranteed order either, 110,000 so.
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _feature(name: str, kind: int, values: bytes) -> bytes:
-    """One entry of Example.features.feature; kind 1 is bytes_list, 3 is int64_list."""
-    return _field(1, _field(1, name.encode()) + _field(2, _field(kind, _field(1, values))))
-
-
-@functools.lru_cache(maxsize=65536)
-def _int_feature(name: str, value: int) -> bytes:
-    return _feature(name, 3, _varint(value))
-
-
-@functools.lru_cache(maxsize=4096)
-def _bytes_feature_prefix(name: str, size: int) -> bytes:
-    """A bytes feature up to where its `size` bytes follow."""
-    feature = _feature(name, 1, bytes(size))
-    return feature[: len(feature) - size]
-
-
-@functools.lru_cache(maxsize=4096)
-def _example_prefix(size: int) -> bytes:
-    return _field(1, bytes(size))[:-size]
-
-
 def write_shard(
     path: Path,
     *,
     signals: np.ndarray,
     cap_classes: np.ndarray,
-    read_ids: Sequence[str],
+    read_ids: np.ndarray,
     lengths: np.ndarray,
-) -> int:
-    """Writes one shard and returns its size in bytes.
+) -> ShardFile:
+    """Writes one shard; holds some megabytes beside its arguments.
 
-    signals (n, T) in the storage dtype; cap_classes, lengths (n,) ints >= 0; read_ids n strings."""
+    signals (n, T) in the storage dtype; cap_classes, lengths (n,) ints >= 0; read_ids (n,) UTF-8
+    bytes ('S')."""
     counts = {len(signals), len(cap_classes), len(read_ids), len(lengths)}
     if signals.ndim != 2 or len(counts) > 1:
         raise ValueError(
             f"signals {signals.shape}, {len(cap_classes)} cap_classes, {len(read_ids)} read_ids "
             f"and {len(lengths)} lengths don't belong together"
         )
-    size = signals.shape[1] * signals.dtype.itemsize
-    signal_bytes = np.ascontiguousarray(signals).reshape(-1).view(np.uint8).data
-    signal_prefix = _bytes_feature_prefix("signal", size)
-    with libraries.tensorflow().io.TFRecordWriter(os.fspath(path)) as writer:
-        for row, (cap_class, read_id, length) in enumerate(
-            zip(cap_classes.tolist(), read_ids, lengths.tolist(), strict=True)
-        ):
-            identity = read_id.encode("utf-8")
-            features = b"".join(
-                (
-                    _int_feature("cap_class", cap_class),
-                    _int_feature("length", length),
-                    _bytes_feature_prefix("read_id", len(identity)),
-                    identity,
-                    signal_prefix,
-                    signal_bytes[row * size : (row + 1) * size],
-                )
+    cap_classes, lengths = (np.ascontiguousarray(a, np.int64) for a in (cap_classes, lengths))
+    if len(signals) and min(cap_classes.min(), lengths.min()) < 0:
+        raise ValueError("cap_classes and lengths must not be negative")
+    if read_ids.dtype.kind != "S":
+        raise ValueError(f"read_ids must be bytes ('S'), not {read_ids.dtype}")
+    row_bytes = signals.shape[1] * signals.dtype.itemsize + read_ids.dtype.itemsize
+    row_bytes += MAX_OVERHEAD_BYTES
+    rows = max(1, min(len(signals), _BLOCK_BYTES // row_bytes))
+    buffer = np.empty(rows * row_bytes, np.uint8)
+    size, digest = 0, hashlib.sha256()
+    with path.open("wb") as stream:
+        for start in range(0, len(signals), rows):
+            part = slice(start, start + rows)
+            texts = as_bytes(read_ids[part])
+            used = encode_records(
+                buffer, as_bytes(signals[part]), cap_classes[part], lengths[part], texts
             )
-            writer.write(_example_prefix(len(features)) + features)
-    return path.stat().st_size
+            digest.update(buffer[:used].data)
+            stream.write(buffer[:used].data)
+            size += used
+    return ShardFile(size, digest.hexdigest())
 
 
 def write_metadata(
@@ -189,11 +173,113 @@ def signal_spec(directory: Path) -> tuple[int, np.dtype]:
 
 
 def read_blocks(directory: Path, split: str) -> Iterator[Block]:
-    """The split's records in stored order, some thousands at a time.
+    """The split's records in stored order, some megabytes at a time; no block crosses shards.
 
     Raises: InputError when a shard is missing or damaged (its checksums are verified)."""
     target_length, dtype = signal_spec(directory)
-    paths = [os.fspath(path) for path in shard_paths(directory, split)]
+    for path in shard_paths(directory, split):
+        yield from read_shard_blocks(path, target_length=target_length, dtype=dtype)
+
+
+def read_shard(path: Path, *, target_length: int, dtype: np.typing.DTypeLike) -> Block:
+    """All records of one shard. Raises: InputError when it is damaged."""
+    dtype = np.dtype(dtype)
+    with _open(path) as stream:  # no record is smaller than its signal
+        most = os.fstat(stream.fileno()).st_size // _frame_bytes(target_length, dtype)
+    signals = np.empty((most, target_length), dtype)  # what isn't used costs no memory
+    cap_classes, lengths = np.empty((2, most), np.int64)
+    read_ids, done = [np.empty(0, "S1")], 0
+    for block in read_shard_blocks(path, target_length=target_length, dtype=dtype):
+        part = slice(done, done + len(block.lengths))
+        signals[part], cap_classes[part] = block.signals, block.cap_classes
+        lengths[part] = block.lengths
+        read_ids.append(block.read_ids)
+        done = part.stop
+    return Block(signals[:done], cap_classes[:done], np.concatenate(read_ids), lengths[:done])
+
+
+def _frame_bytes(target_length: int, dtype: np.dtype) -> int:
+    """The least that a record takes in a shard."""
+    return FRAME_BYTES + target_length * dtype.itemsize
+
+
+def read_shard_blocks(
+    path: Path, *, target_length: int, dtype: np.typing.DTypeLike
+) -> Iterator[Block]:
+    """One shard's records in order, some megabytes at a time, every checksum verified.
+
+    Raises: InputError that names the shard and the record when it is damaged."""
+    dtype = np.dtype(dtype)
+    frame_bytes = _frame_bytes(target_length, dtype)
+    buffer = np.empty(max(_BLOCK_BYTES, 2 * frame_bytes), np.uint8)
+    filled = done = 0  # bytes in the buffer; records yielded
+    with _open(path) as stream:
+        file_bytes = os.fstat(stream.fileno()).st_size
+        while True:
+            got = stream.readinto(buffer[filled:].data)
+            filled += got
+            # Fewer fit only where a record is too short to hold a signal: the rest comes next.
+            starts, ends = np.empty((2, filled // frame_bytes + 1), np.int64)
+            count, used, found, needed = find_records(buffer[:filled], starts, ends)
+            if count:
+                places = starts[:count], ends[:count]
+                yield _decode(path, done, buffer, places, target_length, dtype)
+                done += count
+            if found != WHOLE:
+                raise _damaged(path, done, PROBLEMS[found])
+            filled -= used
+            buffer[:filled] = buffer[used : used + filled]
+            if count:
+                continue
+            if filled == got == 0:
+                return
+            if (got == 0 and needed <= len(buffer)) or needed > filled + file_bytes - stream.tell():
+                raise _damaged(path, done, "the file ends within it")
+            if needed > len(buffer):
+                buffer = np.concatenate([buffer, np.empty(needed - len(buffer), np.uint8)])
+
+
+def _open(path: Path) -> FileIO:
+    try:
+        return FileIO(path)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+
+
+def _damaged(path: Path, done: int, reason: str) -> InputError:
+    return InputError(
+        f"{path}: record {done + 1:,} is damaged ({reason}). Copy the dataset version again, or "
+        "remove it to have it rebuilt."
+    )
+
+
+def _decode(
+    path: Path,
+    done: int,
+    data: np.ndarray,
+    places: tuple[np.ndarray, np.ndarray],
+    target_length: int,
+    dtype: np.dtype,
+) -> Block:
+    """The records that begin and end at `places` of `data`; `done` of the shard came before."""
+    starts, ends = places
+    n = len(starts)
+    signals = np.empty((n, target_length), dtype)
+    cap_classes, lengths, id_starts, id_ends = np.empty((4, n), np.int64)
+    decoded = decode_records(
+        data, starts, ends, as_bytes(signals), cap_classes, lengths, id_starts, id_ends
+    )
+    if decoded < n:  # another writer's: tf.train.Example leaves the order of features open
+        examples = [data[a:b].tobytes() for a, b in zip(starts, ends, strict=True)]
+        return _parse_with_tensorflow(path, done, examples, target_length, dtype)
+    read_ids = np.zeros(n, f"S{max(1, int((id_ends - id_starts).max()))}")
+    copy_texts(data, id_starts, id_ends, as_bytes(read_ids))
+    return Block(signals, cap_classes, read_ids, lengths)
+
+
+def _parse_with_tensorflow(
+    path: Path, done: int, examples: list[bytes], target_length: int, dtype: np.dtype
+) -> Block:
     tf = libraries.tensorflow()
     spec = {
         "signal": tf.io.FixedLenFeature((), tf.string),
@@ -201,25 +287,23 @@ def read_blocks(directory: Path, split: str) -> Iterator[Block]:
         "read_id": tf.io.FixedLenFeature((), tf.string),
         "length": tf.io.FixedLenFeature((), tf.int64),
     }
-
-    def parse(examples: Any) -> dict[str, Any]:
-        parsed = tf.io.parse_example(examples, spec)
-        signals = tf.io.decode_raw(parsed["signal"], tf.as_dtype(dtype))
-        return {**parsed, "signal": tf.ensure_shape(signals, (None, target_length))}
-
-    dataset = tf.data.TFRecordDataset(paths).batch(_BLOCK_RECORDS)
-    dataset = dataset.map(parse, num_parallel_calls=2, deterministic=True).prefetch(1)
     try:
-        for batch in dataset.as_numpy_iterator():
-            yield Block(
-                signals=batch["signal"],
-                cap_classes=batch["cap_class"],
-                read_ids=batch["read_id"].astype(bytes),
-                lengths=batch["length"],
-            )
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        reason = error.message.splitlines()[0]
-        raise InputError(
-            f"{directory}: a shard of split {split!r} is damaged ({reason}). Copy the dataset "
-            "version again, or remove it to have it rebuilt."
-        ) from None
+        parsed = tf.io.parse_example(examples, spec)
+    except tf.errors.InvalidArgumentError:
+        for number, example in enumerate(examples):  # which one?
+            try:
+                tf.io.parse_example([example], spec)
+            except tf.errors.InvalidArgumentError as error:
+                raise _damaged(path, done + number, error.message.splitlines()[0]) from None
+        raise
+    signals = parsed["signal"].numpy()
+    for number, signal in enumerate(signals):
+        if len(signal) != target_length * dtype.itemsize:
+            reason = f"its signal has {len(signal)} bytes, not {target_length * dtype.itemsize}"
+            raise _damaged(path, done + number, reason)
+    return Block(
+        signals=np.frombuffer(b"".join(signals), dtype).reshape(-1, target_length),
+        cap_classes=parsed["cap_class"].numpy(),
+        read_ids=parsed["read_id"].numpy().astype(bytes),
+        lengths=parsed["length"].numpy(),
+    )

@@ -1,5 +1,6 @@
 """What tuning, training, evaluation and export all build: batches, module, state."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from capfinder.data.versions import Dataset
 from capfinder.training import precision
 from capfinder.training.step import TrainState, new_state
 
+Split = loader.Split | loader.ShardedSplit
 DEVICE_SHARE = 0.3  # of the device's memory that training data may take
 HOST_BYTES_ON_CPU = 2 * 2**30  # the "device" of a CPU is the host's memory; more is streamed
 EXAMPLE_SIGNALS = 256
@@ -53,8 +55,24 @@ def policy(config: ConfigDict) -> precision.Policy:
     )
 
 
-def _residency(config: ConfigDict, split: loader.Split) -> Literal["device", "host"]:
-    asked: Literal["auto", "device", "host"] = config.runtime_params.data_residency
+@functools.cache
+def _opened(directory: Path, split: str, *, streamed: bool) -> Split:
+    """Kept, as tuning opens the same ones for every trial."""
+    if streamed:
+        return loader.open_shards(directory, split)
+    return loader.open_split(directory, split)
+
+
+def open_split(config: ConfigDict, dataset: Dataset, split: str) -> Split:
+    """From the shards themselves when training streams, else from their cache."""
+    streamed = config.runtime_params.data_residency == "stream"
+    return _opened(dataset.directory, split, streamed=streamed)
+
+
+def _residency(config: ConfigDict, split: Split) -> Literal["device", "host", "stream"]:
+    asked: Literal["auto", "device", "host", "stream"] = config.runtime_params.data_residency
+    if isinstance(split, loader.ShardedSplit):
+        return "stream"
     if asked != "auto":
         return asked
     stats = jax.devices()[0].memory_stats()
@@ -63,7 +81,7 @@ def _residency(config: ConfigDict, split: loader.Split) -> Literal["device", "ho
 
 
 def train_batches(config: ConfigDict, dataset: Dataset) -> loader.TrainBatches:
-    split = loader.open_split(dataset.directory, "train")
+    split = open_split(config, dataset, "train")
     return loader.TrainBatches(
         split,
         batch_size=config.shared_params.batch_size,
@@ -77,15 +95,15 @@ def evaluation_batches(
     config: ConfigDict, dataset: Dataset, split: str, *, batch_size: int | None = None
 ) -> loader.EvaluationBatches:
     return loader.EvaluationBatches(
-        loader.open_split(dataset.directory, split),
+        open_split(config, dataset, split),
         batch_size=batch_size or config.shared_params.batch_size,
     )
 
 
-def example_signals(dataset: Dataset, split: str) -> np.ndarray:
+def example_signals(config: ConfigDict, dataset: Dataset, split: str) -> np.ndarray:
     """(n, T, 1) float32: the first reads of a split."""
-    signal = loader.open_split(dataset.directory, split).signal[:EXAMPLE_SIGNALS]
-    return np.asarray(signal, np.float32)[..., np.newaxis]
+    first = next(open_split(config, dataset, split).blocks()).signals[:EXAMPLE_SIGNALS]
+    return np.asarray(first, np.float32)[..., np.newaxis]
 
 
 def out_of_memory(error: BaseException, config: ConfigDict) -> str | None:

@@ -16,10 +16,9 @@ from capfinder.data import loader
 from capfinder.data.versions import Dataset
 from capfinder.evaluation import metrics
 from capfinder.stages import assembly
-from capfinder.stages.assembly import TrainedModel
+from capfinder.stages.assembly import Split, TrainedModel
 from capfinder.tracking import Tracker
 
-BLOCK_READS = 4096  # signals of a baseline's block
 MAX_GAP = 0.05  # of accuracy between training and test reads, above which it's worth a word
 
 
@@ -56,7 +55,7 @@ def run(
     total = sum(sum(counts.values()) for counts in dataset.manifest["counts"].values())
     with log.progress("evaluation", total=total, unit="reads") as bar:
         for name in ("train", "validation", "test"):
-            splits[name] = loader.open_split(dataset.directory, name)
+            splits[name] = assembly.open_split(config, dataset, name)
             batches = assembly.evaluation_batches(config, dataset, name, batch_size=batch_size)
             logits[name], labels[name] = predict(model, batches, bar), splits[name].cap_class
     temperature = metrics.fit_temperature(logits["validation"], labels["validation"])
@@ -108,7 +107,7 @@ def predict(model: TrainedModel, batches: loader.EvaluationBatches, bar: log.Bar
     return np.concatenate(blocks)
 
 
-def _baselines(splits: dict[str, loader.Split], num_classes: int) -> dict[str, float]:
+def _baselines(splits: dict[str, Split], num_classes: int) -> dict[str, float]:
     train, test = splits["train"], splits["test"]
     centroids = metrics.class_centroids(_blocks(train), num_classes)
     return {
@@ -119,10 +118,9 @@ def _baselines(splits: dict[str, loader.Split], num_classes: int) -> dict[str, f
     }
 
 
-def _blocks(split: loader.Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(split.cap_class), BLOCK_READS):
-        part = slice(start, start + BLOCK_READS)
-        yield np.asarray(split.signal[part], np.float32), split.cap_class[part]
+def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for block in split.blocks():
+        yield np.asarray(block.signals, np.float32), block.cap_classes
 
 
 def _warnings(values: dict[str, Any]) -> list[str]:
@@ -155,17 +153,18 @@ def _warnings(values: dict[str, Any]) -> list[str]:
 
 
 def write_predictions(
-    path: Path, split: loader.Split, logits: np.ndarray, class_names: Sequence[str]
+    path: Path, split: Split, logits: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """One row a read: read_id, cap_class, predicted_cap_class, predicted_cap, p_0, p_1, ..."""
+    """A row a read: read_id, cap_class, predicted_cap_class, predicted_cap, p_0, p_1, ..."""
     probabilities = metrics.softmax(logits)
     predicted = logits.argmax(axis=1)
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         columns = [f"p_{number}" for number in range(len(class_names))]
         writer.writerow(["read_id", "cap_class", "predicted_cap_class", "predicted_cap", *columns])
+        read_ids = (read_id for block in split.blocks() for read_id in block.read_ids.tolist())
         for read_id, true, guess, row in zip(
-            split.read_id, split.cap_class, predicted, probabilities, strict=True
+            read_ids, split.cap_class, predicted, probabilities, strict=True
         ):
             shown = [f"{value:.6f}" for value in row]
             writer.writerow([read_id.decode(), true, guess, class_names[guess], *shown])
