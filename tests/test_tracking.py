@@ -1,6 +1,6 @@
 """Comet tracking: the archive holds what was logged and nothing else, and no network is waited for.
 
-The server is a small one on loopback; the client is the real one."""
+The server is a small one on loopback; the client is the real one. Artifacts: test_remote.py."""
 
 import json
 import logging
@@ -8,17 +8,17 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from capfinder import log, tracking
 from capfinder.errors import SettingsError
+from capfinder.tracking import client, sender
+from tests.comet_server import Server
 
 KEY = "k3yThatMustNeverBeSeenAnywhere0"
 
@@ -34,50 +34,6 @@ def log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert path is not None
     yield path
     log.stop()
-
-
-class Server:
-    """Answers what the Comet client asks when it starts and sends; remembers the requests."""
-
-    def __init__(self, *, status: int = 200) -> None:
-        requests: list[tuple[str, bytes]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                requests.append((self.path, body))
-                reply = {
-                    "msg": "ok",
-                    "version": "4.40.0",
-                    "runId": "run",
-                    "project_id": "project",
-                    "focusUrl": "http://comet.invalid/",
-                    "is_alive_beat_duration_millis": 10_000,
-                    "gpu_monitor_interval_millis": 60_000,
-                }
-                data = json.dumps(reply).encode()
-                self.send_response(200 if self.path.endswith("clientlib/") else status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = answer
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.requests = requests
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/clientlib/"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def saw(self, part: str) -> bool:
-        return any(part in path for path, _ in self.requests)
 
 
 def read_archive(directory: Path) -> tuple[list[dict], dict[str, bytes], bytes]:
@@ -214,7 +170,7 @@ def test_a_network_lost_while_running_leaves_an_archive_and_never_raises(
     monkeypatch.setenv("COMET_API_KEY", KEY)
     monkeypatch.setenv("COMET_URL_OVERRIDE", server.url)
     monkeypatch.setenv("COMET_HTTP_SESSION_RETRY_TOTAL", "0")
-    monkeypatch.setattr(tracking, "START_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "START_DELAY_SECONDS", 0.0)
     tracker = tracking.start("auto", project="caps", output_dir=tmp_path, name="n")
     deadline = time.monotonic() + 20
     while not server.saw("log-other") and time.monotonic() < deadline:
@@ -241,7 +197,7 @@ def test_a_key_without_a_network_goes_offline_and_delays_nothing(
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/clientlib/"
         monkeypatch.setenv("COMET_API_KEY", KEY)
         monkeypatch.setenv("COMET_URL_OVERRIDE", address)
-        monkeypatch.setattr(tracking, "PROBE_SECONDS", 0.5)
+        monkeypatch.setattr(client, "PROBE_SECONDS", 0.5)
         started = time.monotonic()
         tracker = tracking.start("online", project="caps", output_dir=tmp_path, name="n")
         tracker.log_metrics({"loss": 0.5}, epoch=1)
@@ -306,7 +262,7 @@ tracking.start("offline", project="p", output_dir=Path(sys.argv[1]), name="n").e
 assert "comet_ml" in sys.modules
 assert sys.excepthook is hook
 assert not [f for f in sys.meta_path if "comet" in type(f).__module__], sys.meta_path
-for heavy in ("tensorflow", "keras", "jax", "torch", "sklearn", "matplotlib"):
+for heavy in ("tensorflow", "keras", "jax", "torch", "sklearn"):  # matplotlib is, where installed
     assert heavy not in sys.modules, heavy
 """
     done = subprocess.run(
