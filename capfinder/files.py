@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +117,13 @@ def fingerprint(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, *, holder: str) -> Iterator[None]:
+def exclusive_lock(
+    path: Path, *, holder: str, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Holds an advisory lock on `path`; the kernel frees it when the process ends, however it ends.
 
-    Raises: InputError that names who holds it."""
+    When somebody else holds it: with `waiting`, that is told who it is, and the lock waited for.
+    Raises: InputError that names who holds it, without `waiting`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as stream:
         try:
@@ -128,10 +131,13 @@ def exclusive_lock(path: Path, *, holder: str) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             owner = stream.read().strip() or "another run"
-            raise InputError(
-                f"{path.parent}: in use by {owner}. Wait for it to end, or choose another "
-                "shared_params.output_dir."
-            ) from None
+            if waiting is None:
+                raise InputError(
+                    f"{path.parent}: in use by {owner}. Wait for it to end, or choose another "
+                    "shared_params.output_dir."
+                ) from None
+            waiting(owner)
+            fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(0)
         stream.write(f"{holder}, process {os.getpid()}")
         stream.flush()

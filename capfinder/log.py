@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 logger = logging.getLogger("capfinder")
 console = Console()
@@ -84,7 +85,8 @@ def table(
     for number, column in enumerate(columns):
         rich_table.add_column(column, justify="left" if number in left else "right")
     for row in rows:
-        rich_table.add_row(*(str(cell) for cell in row))
+        # Text, not str: what looks like rich's markup in a file's name is none.
+        rich_table.add_row(*(Text(str(cell)) for cell in row))
     plain = Console(width=160, no_color=True, record=True, file=io.StringIO())
     plain.print(rich_table)
     text = plain.export_text().rstrip()
@@ -197,6 +199,14 @@ def format_seconds(seconds: float) -> str:
     hours, rest = divmod(whole, 3600)
     minutes, seconds_left = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
+
+
+def format_bytes(size: float) -> str:
+    """1_234_567 -> '1.2 MB'."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size / 1e3:,.1f} kB"
 
 
 def print_error(message: str) -> None:

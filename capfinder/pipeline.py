@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from capfinder.tracking import Tracker
 
 
+UPLOAD_PENDING = "upload.json"  # in dataset/: the fingerprint of a version that is to be sent
+
+
 @dataclass(frozen=True)
 class Context:
     """What every stage of one run shares."""
@@ -118,22 +121,41 @@ def _etl(context: Context) -> "Dataset":
         result = etl.run(config)
         dataset = result.dataset
         done["summary"] = f"dataset {dataset.version}: {result.why}"
-        _begin(
-            context,
-            dataset,
-            {
-                "directory": str(dataset.directory.relative_to(context.output_dir)),
-                "version": dataset.version,
-                "fingerprint": dataset.fingerprint,
-                "why": result.why,
-                "asked": asked,
-            },
-        )
-    if not result.reused:
-        with context.tracked(config.etl_params.comet_project_name, "dataset") as tracker:
-            _track_dataset(tracker, dataset)
-            tracker.log_file(dataset.directory / "manifest.json")
+        facts = {
+            "directory": str(dataset.directory.relative_to(context.output_dir)),
+            "version": dataset.version,
+            "fingerprint": dataset.fingerprint,
+            "why": result.why,
+            "asked": asked,
+        }
+        _begin(context, dataset, facts)
+    if not result.reused or _is_upload_pending(context, dataset):
+        _publish(context, dataset)
     return dataset
+
+
+def _is_upload_pending(context: Context, dataset: "Dataset") -> bool:
+    """A run that built this version was stopped before it had sent it."""
+    pending = context.output_dir / "dataset" / UPLOAD_PENDING
+    return pending.exists() and files.read_json(pending) == dataset.fingerprint
+
+
+def _publish(context: Context, dataset: "Dataset") -> None:
+    """Logs a new version, and sends it to Comet when that is possible."""
+    from capfinder.stages import etl, remote
+
+    config = context.config
+    pending = context.output_dir / "dataset" / UPLOAD_PENDING
+    files.write_json(pending, dataset.fingerprint)
+    with context.tracked(config.etl_params.comet_project_name, "dataset") as tracker:
+        _track_dataset(tracker, dataset)
+        tracker.log_file(dataset.directory / "manifest.json")
+        comet = remote.connect(config, etl.versions_root(config))
+        label = None if comet is None else comet.upload(dataset, tracker)
+        if label is not None:
+            context.record.update(dataset=context.record.values["dataset"] | {"artifact": label})
+        if comet is None or label is not None:
+            pending.unlink()  # else a later run tries again
 
 
 def _begin(context: Context, dataset: "Dataset", facts: dict[str, Any]) -> None:
@@ -268,7 +290,7 @@ def _export(
         result = export.run(
             context.config,
             model=trained.model,
-            signals=assembly.example_signals(dataset, "test"),
+            signals=assembly.example_signals(context.config, dataset, "test"),
             class_names=context.class_names,
         )
         done["summary"] = result.summary()

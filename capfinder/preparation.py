@@ -57,9 +57,7 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     if caps_data_dir.is_dir():
         from capfinder.stages import etl
 
-        found = etl.open_sources(config)
-        size = sum(source.size for source in found)
-        logger.info("Input: %d CSV files, %.1f MB, in %s", len(found), size / 1e6, caps_data_dir)
+        etl.expect(config).check_space(_existing_parent(output_dir))
     else:
         logger.warning(
             "Input: %s doesn't exist; the newest dataset in %s would be used, if there is one",
@@ -76,3 +74,7 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
         config.train_params.max_epochs_final_model,
     )
     logger.info("Output: %s. Nothing was written (dry run).", output_dir)
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(each for each in (path, *path.parents) if each.is_dir())

@@ -77,8 +77,8 @@ SETTINGS: tuple[Setting, ...] = (
         "etl_params.use_remote_dataset_version",
         "latest",
         VERSION,
-        "which dataset to use when caps_data_dir is absent (the newest one, so far of those in "
-        "output_dir); X.Y.Z always means that version",
+        "which dataset version to use instead of building one: latest, the newest in Comet when "
+        'caps_data_dir is absent; X.Y.Z always means that version; "" never asks Comet',
     ),
     Setting(
         "etl_params.caps_data_dir",
@@ -338,8 +338,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "runtime_params.data_residency",
         "auto",
-        one_of("auto", "device", "host"),
-        "where training data lie: on the device, streamed from disk, or the first if it fits",
+        one_of("auto", "device", "host", "stream"),
+        "where training data lie: on the device; in a mapped file on the host (a copy of the "
+        "dataset); in the dataset itself, read again every epoch; auto: on the device if they fit, "
+        "else on the host",
     ),
     Setting(
         "runtime_params.compilation_cache_dir",

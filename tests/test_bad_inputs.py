@@ -184,8 +184,15 @@ BAD_OPTIONS = {
     ),
     "one run when splitting by file": (["--config.split_params.group_by=file"], ["group_by"]),
     "remote version without a key": (
-        ["--config.etl_params.use_remote_dataset_version=9.9.9"],
+        [
+            "--config.etl_params.use_remote_dataset_version=9.9.9",
+            "--config.tracking_params.mode=auto",
+        ],
         ["9.9.9", "COMET_API_KEY"],
+    ),
+    "remote version when Comet is never asked": (
+        ["--config.etl_params.use_remote_dataset_version=9.9.9"],
+        ["9.9.9", "tracking_params.mode=off"],
     ),
 }
 

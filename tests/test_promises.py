@@ -704,10 +704,40 @@ def test_residency_says_whether_the_signals_lie_on_the_device(
 
     assert are_on_device("device")
     assert not are_on_device("host")
+    assert not are_on_device("stream")
     assert are_on_device("auto")
     monkeypatch.setattr(assembly, "HOST_BYTES_ON_CPU", 0)
     monkeypatch.setattr(assembly, "DEVICE_SHARE", 0)
     assert not are_on_device("auto")
+
+
+def test_streaming_needs_no_cache_and_gives_the_same_batches_and_figures(
+    whole_run, dataset, tmp_path
+):
+    copied = tmp_path / "dataset" / "cap_data" / dataset.version
+    shutil.copytree(dataset.directory, copied)
+    alone = versions.open_dataset(copied)
+    streamed = changed(whole_run, tmp_path, runtime_params__data_residency="stream")
+    mapped = changed(whole_run, tmp_path, runtime_params__data_residency="host")
+    pairs = zip(
+        assembly.train_batches(streamed, alone).epoch(1),
+        assembly.train_batches(mapped, dataset).epoch(1),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert jax.tree.map(lambda a, b: bool((a == b).all()), one, other) == {
+            "signal": True,
+            "cap_class": True,
+        }
+    for split in ("train", "test"):
+        one, other = (
+            assembly.open_split(config, each, split)
+            for config, each in ((streamed, alone), (mapped, dataset))
+        )
+        evaluate.write_predictions(tmp_path / "one", one, np.eye(len(one), 2), ["a", "b"])
+        evaluate.write_predictions(tmp_path / "other", other, np.eye(len(one), 2), ["a", "b"])
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert not (tmp_path / "dataset" / "cache").exists()
 
 
 def test_evaluation_has_a_batch_size_of_its_own_that_changes_no_figure(

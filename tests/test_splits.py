@@ -1,6 +1,6 @@
-import hashlib
 import itertools
 from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,85 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capfinder.data import splits
-from capfinder.data.splits import CONFLICT, DUPLICATE, KEEP
 from capfinder.errors import InputError
 
-
-def names(count: int, prefix: str = "read") -> np.ndarray:
-    return np.array([f"{prefix}{i}".encode() for i in range(count)])
-
-
-def hashed(ids: np.ndarray, purpose: str = "choose", seed: int = 42) -> np.ndarray:
-    return splits.keyed_hash(ids, seed=seed, purpose=purpose)
-
-
-def shuffled(rng_seed: int, *arrays: np.ndarray) -> list[np.ndarray]:
-    order = np.random.default_rng(rng_seed).permutation(len(arrays[0]))
-    return [array[order] for array in arrays]
-
-
-def test_the_hash_is_keyed_blake2b_of_64_bits():
-    ids = names(3)
-    expected = [
-        int.from_bytes(
-            hashlib.blake2b(value, digest_size=8, key=b"7", person=b"split").digest(), "big"
-        )
-        for value in ids.tolist()
-    ]
-    assert hashed(ids, "split", 7).tolist() == expected
-    # Written down: other values would silently give other splits for the same seed.
-    assert hashed(np.array([b"read0"])).tolist() == [11384056386028303324]
-
-
-def test_hashes_of_another_seed_or_purpose_are_others():
-    ids = names(500)
-    kinds = [hashed(ids), hashed(ids, "split"), hashed(ids, "order"), hashed(ids, seed=43)]
-    for one, two in itertools.combinations(kinds, 2):
-        assert not (one == two).any()
-        ranks = np.argsort(np.argsort(one)), np.argsort(np.argsort(two))
-        assert abs(np.corrcoef(*ranks)[0, 1]) < 0.2
-
-
-def test_equal_hashes_are_ordered_by_id():
-    hashes = np.array([5, 1, 5, 5, 2], np.uint64)
-    ids = np.array([b"c", b"z", b"a", b"b", b"y"])
-    assert ids[splits.hash_order(hashes, ids)].tolist() == [b"z", b"y", b"a", b"b", b"c"]
-
-
-reads = st.lists(
-    st.tuples(st.integers(0, 6), st.integers(0, 1), st.integers(0, 3), st.integers(0, 2)),
-    min_size=1,
-    max_size=30,
+groups_and_cuts = st.tuples(
+    st.lists(st.integers(0, 4), min_size=1, max_size=40), st.lists(st.integers(0, 40), max_size=4)
 )
 
 
-@given(reads, st.integers(0, 99))
-def test_of_duplicates_one_is_kept_by_content_and_of_conflicts_none(rows, rng_seed):
-    ids, labels, content, run = (np.array(column) for column in zip(*rows, strict=True))
-    ids = np.array([f"r{i}".encode() for i in ids])
-    content = np.stack([content, content], axis=1).astype(np.uint64)
-
-    def find(ids, labels, content, run):
-        return splits.find_duplicates(ids, hashed(ids), labels, content, run)
-
-    verdict = find(ids, labels, content, run)
-    for name in np.unique(ids):
-        here = ids == name
-        if len(np.unique(labels[here])) > 1:
-            assert (verdict[here] == CONFLICT).all()
-        else:
-            assert sorted(verdict[here].tolist()) == [KEEP] + [DUPLICATE] * (here.sum() - 1)
-            kept = np.flatnonzero(here & (verdict == KEEP))[0]
-            keys = list(zip(content[here, 0].tolist(), run[here].tolist(), strict=True))
-            assert (content[kept, 0], run[kept]) == min(keys)
-    mixed = shuffled(rng_seed, ids, labels, content, run)
-    kept = [
-        sorted(
-            zip(i[v == KEEP].tolist(), c[v == KEEP, 0].tolist(), r[v == KEEP].tolist(), strict=True)
-        )
-        for i, c, r, v in ((ids, content, run, verdict), (mixed[0], *mixed[2:], find(*mixed)))
-    ]
-    assert kept[0] == kept[1]
+@given(groups_and_cuts)
+def test_ranks_run_on_from_part_to_part(groups_and_cuts):
+    groups, cuts = groups_and_cuts
+    before = np.zeros(5, np.int64)
+    parts = np.split(np.array(groups), sorted(min(cut, len(groups)) for cut in cuts))
+    ranks = np.concatenate([splits.running_ranks(part, before) for part in parts])
+    assert ranks.tolist() == [groups[:i].count(group) for i, group in enumerate(groups)]
+    assert before.tolist() == [groups.count(group) for group in range(5)]
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(0, 200))
@@ -110,23 +46,6 @@ def test_a_quota_is_shared_as_evenly_as_the_runs_allow(available, quota):
 )
 def test_shares_of_known_quotas(available, quota, expected):
     assert splits.share_evenly(available, quota) == expected
-
-
-@given(st.integers(0, 99), st.integers(1, 60))
-def test_the_lowest_hashes_of_each_run_are_chosen_whatever_the_order(rng_seed, quota):
-    rng = np.random.default_rng(rng_seed)
-    ids, labels, run = names(100), rng.integers(0, 2, 100), rng.integers(0, 3, 100)
-    chosen = splits.choose(ids, hashed(ids), labels, run, [quota, quota // 2])
-    for label, wanted in ((0, quota), (1, quota // 2)):
-        assert chosen[labels == label].sum() == min(wanted, (labels == label).sum())
-        for number in range(3):
-            here = (labels == label) & (run == number)
-            inside, outside = hashed(ids)[here & chosen], hashed(ids)[here & ~chosen]
-            if len(inside) and len(outside):
-                assert inside.max() < outside.min()
-    mixed = shuffled(rng_seed, ids, labels, run)
-    again = splits.choose(mixed[0], hashed(mixed[0]), *mixed[1:], [quota, quota // 2])
-    assert set(mixed[0][again].tolist()) == set(ids[chosen].tolist())
 
 
 fraction = st.decimals("0.01", "0.99", places=2)
@@ -156,26 +75,22 @@ def test_binary_floats_take_no_read_away():
     assert Decimal("0.29") * 100 == 29
 
 
-@given(st.integers(0, 99), st.lists(st.integers(3, 40), min_size=1, max_size=4))
-def test_a_split_by_read_is_exact_and_hangs_on_nothing_but_the_reads(rng_seed, sizes):
-    labels = np.repeat(np.arange(len(sizes)), sizes)
-    ids = names(len(labels))
-    counts = [(size - 2, 1, 1) for size in sizes]
-    split = splits.split_by_read(ids, hashed(ids, "split"), labels, counts)
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=1, max_size=4))
+def test_a_split_by_rank_is_exact(counts):
+    labels = np.repeat(np.arange(len(counts)), [sum(parts) for parts in counts])
+    ranks = np.concatenate([np.arange(sum(parts)) for parts in counts])
+    split = splits.split_of_rank(ranks, labels, counts)
     for label, parts in enumerate(counts):
-        assert tuple(np.bincount(split[labels == label], minlength=3)) == parts
-    mixed = shuffled(rng_seed, ids, labels)
-    again = splits.split_by_read(mixed[0], hashed(mixed[0], "split"), mixed[1], counts)
-    assert dict(zip(ids.tolist(), split.tolist(), strict=True)) == dict(
-        zip(mixed[0].tolist(), again.tolist(), strict=True)
-    )
+        of_class = split[labels == label]
+        assert tuple(np.bincount(of_class, minlength=3)) == parts
+        assert (np.diff(of_class) >= 0).all()
 
 
 def by_group(group, labels, counts, kind="parent_read", has_test_dir=False):
-    hashes = hashed(names(int(group.max()) + 1, "parent"), "split")
-    return splits.split_by_group(
-        group, hashes, labels, counts, has_test_dir=has_test_dir, kind=kind
-    )
+    """Split (n,) of reads (n,) by their group and class."""
+    entries, size = np.unique(np.stack([group, labels]), axis=1, return_counts=True)
+    assigned = splits.split_groups(*entries, size, counts, has_test_dir=has_test_dir, kind=kind)
+    return assigned[group]
 
 
 @given(st.lists(st.integers(1, 30), min_size=3, max_size=40), st.integers(0, 99))
@@ -228,36 +143,60 @@ def test_groups_without_a_test_split_fill_the_other_two():
 @pytest.mark.parametrize(
     ("groups", "kind", "message"),
     [
-        (1, "file", "class 1 has a single run, 3 or more are needed"),
-        (2, "file", "class 1 has 2 runs, 3 or more are needed"),
-        (2, "parent_read", "class 1 has 2 parent reads, 3 or more are needed"),
+        (1, "file", "class 1 has a single run, class 2 has a single run; 3 or more are needed"),
+        (2, "file", "class 1 has 2 runs, class 2 has a single run; 3 or more are needed"),
+        (2, "parent_read", "class 1 has 2 parent reads, class 2 has a single parent read; 3 or"),
     ],
 )
-def test_too_few_groups_are_an_error_that_names_the_class(groups, kind, message):
-    group = np.concatenate([np.arange(10), 10 + np.arange(10) % groups])
-    labels = np.repeat([0, 1], 10)
+def test_too_few_groups_are_an_error_that_names_every_such_class(groups, kind, message):
+    group = np.concatenate([np.arange(10), 10 + np.arange(10) % groups, [12] * 10])
+    labels = np.repeat([0, 1, 2], 10)
     with pytest.raises(InputError, match=message):
-        by_group(group, labels, [(6, 2, 2)] * 2, kind)
+        by_group(group, labels, [(6, 2, 2)] * 3, kind)
 
 
-@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 99))
-def test_equal_classes_are_stored_in_turn_and_shuffled(size, num_classes, rng_seed):
-    labels = np.repeat(np.arange(num_classes), size)
-    ids = names(len(labels))
-    order = splits.stored_order(ids, hashed(ids, "order"), labels)
-    assert labels[order].tolist() == list(range(num_classes)) * size
-    mixed = shuffled(rng_seed, ids, labels)
-    again = splits.stored_order(mixed[0], hashed(mixed[0], "order"), mixed[1])
-    assert mixed[0][again].tolist() == ids[order].tolist()
+def taken_in_turn(sizes, target):
+    taken, gap = [], target
+    for i, size in enumerate(sizes):
+        if abs(gap - size) < abs(gap):
+            taken.append(i)
+            gap -= size
+    return taken
 
 
-def test_unequal_classes_are_stored_in_proportion():
-    labels = np.repeat([0, 1], [90, 10])
-    ids = names(100)
-    order = splits.stored_order(ids, hashed(ids, "order"), labels)
-    for start in range(0, 100, 10):
-        assert (labels[order][start : start + 10] == 1).sum() == 1
-    assert order.tolist() != sorted(order.tolist())
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(0, 400))
+def test_groups_are_taken_as_one_at_a_time_would(sizes, target):
+    assert splits._taken(np.array(sizes, np.int64), target).tolist() == taken_in_turn(sizes, target)
+
+
+def test_a_million_groups_are_split_in_a_moment():
+    sizes = np.random.default_rng(1).integers(1, 9, 1_000_000)
+    total = int(sizes.sum())
+    counts = [(total - 2 * (total // 10), total // 10, total // 10)]
+    parts = splits.split_groups(
+        np.arange(len(sizes)),
+        np.zeros(len(sizes), np.int64),
+        sizes,
+        counts,
+        has_test_dir=False,
+        kind="parent_read",
+    )
+    assert np.abs(np.bincount(parts, sizes) - counts[0]).max() <= sizes.max()
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=5))
+def test_reads_are_placed_as_their_standing_in_their_class_says(sizes):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    ranks = np.concatenate([np.arange(size) for size in sizes])
+    position = splits.position_of_rank(ranks, labels, np.array(sizes))
+    by_standing = sorted(
+        range(len(labels)),
+        key=lambda i: (Fraction(2 * int(ranks[i]) + 1, 2 * sizes[labels[i]]), labels[i]),
+    )
+    assert np.argsort(position).tolist() == by_standing
+    assert sorted(position.tolist()) == list(range(len(labels)))
+    if len(set(sizes)) == 1:
+        assert labels[by_standing].tolist() == list(range(len(sizes))) * sizes[0]
 
 
 @given(st.integers(1, 500), st.integers(1, 60), st.integers(1, 7))

@@ -1,18 +1,41 @@
-"""Which good reads are used, in which split, shard and place: decided before any is parsed."""
+"""Which good reads are used, in which split, shard and place: decided before any is parsed.
+
+The reads pass through here three times, each time in the order of another hash: to be chosen, to
+be split, to be placed. A part of them is in memory at a time, and a count for each run and class;
+splitting by parent read adds 13 bytes for each parent."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from capfinder.data import splits
+from capfinder.data import hashing, scan, sources, splits
+from capfinder.data.identities import HASHES, KEEP, PLACE_IN_FILE, hash_order
+from capfinder.data.parents import Parents
 from capfinder.data.records import SPLITS
-from capfinder.data.scan import Identities
+from capfinder.data.scan import Scanned
+from capfinder.data.sources import Source
+from capfinder.data.spill import Spill, part_of_hash
 from capfinder.errors import InputError
 
-SHARD_BYTES = 64_000_000  # one shard at a time is in memory
+SHARD_BYTES = 64_000_000  # a shard is written from memory
 RECORD_EXTRA_BYTES = 128  # of a record, beside its signal
+READS_PER_PART = 1 << 16  # chosen reads that are in memory at a time
+# A chosen read: label is its class in the dataset, assigned an index into SPLITS, group what must
+# not cross splits (0 when split by read), shard an index into Plan.shards, place that in the shard.
+CHOSEN = np.dtype(
+    [
+        *HASHES,
+        *PLACE_IN_FILE,
+        ("label", "<i4"),
+        ("assigned", "i1"),
+        ("group", "<u8"),
+        ("shard", "<i4"),
+        ("place", "<i4"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -39,87 +62,242 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """The m reads used: row (m,) index into the identities, split (m,) index into SPLITS, shard
-    (m,) index into `shards`, place (m,) in the shard; group (m,) the group that must not cross
-    splits, None when split by read."""
+    """`rows`: the chosen reads, records of CHOSEN in parts by their place in the files. counts
+    (3, C) reads of each split and class, checksums (3, C) uint64 the sums of their IDENTITY words;
+    chosen_of_file: reads used of each source; id_bytes: of the longest read_id."""
 
-    row: np.ndarray
-    split: np.ndarray
-    shard: np.ndarray
-    place: np.ndarray
-    group: np.ndarray | None
+    rows: Spill
     shards: list[Shard]
+    counts: np.ndarray
+    checksums: np.ndarray
+    chosen_of_file: np.ndarray
+    id_bytes: int
     examples_per_class: dict[int, int]
     warnings: list[str]
 
 
-@dataclass(frozen=True)
-class Groups:
-    """What must not cross splits: kind "parent_read" or "file"; names (g,) 'S', of_read (n,) index
-    into them of each of the identities."""
-
-    kind: str
-    names: np.ndarray
-    of_read: np.ndarray
-
-
 def make_plan(
-    identities: Identities,
+    scanned: Scanned,
+    found: Sequence[Source],
     *,
-    is_usable: np.ndarray,
-    is_test: np.ndarray,
-    run: np.ndarray,
-    groups: Groups | None,
+    parents: Parents | None,
     rules: SplitRules,
     record_bytes: int,
+    scratch: Path,
 ) -> Plan:
-    """Of the n identities: is_usable (n,) bool; is_test (n,) bool: from the separate test
-    directory, so in the test split; run (n,) rank of the file's run. groups None: split by read.
+    """parents: needed when rules.group_by is "parent_read".
 
     Raises: InputError when a class has too few reads or groups for its splits."""
-    fitted = np.flatnonzero(is_usable & ~is_test)
-    tested = np.flatnonzero(is_usable & is_test)
-    ids, labels = identities.read_id[fitted], identities.label[fitted]
-    quota, warnings = _quota(np.bincount(labels, minlength=rules.num_classes), rules)
-    chosen = fitted[splits.choose(ids, identities.hash[fitted], labels, run[fitted], quota)]
-    counts = [
-        splits.split_counts(
-            reads,
-            train_test_fraction=rules.train_test_fraction,
-            train_val_fraction=rules.train_val_fraction,
-            has_test_dir=bool(is_test.any()),
+    return _Planner(scanned, found, parents, rules, scratch).plan(record_bytes)
+
+
+class _Planner:
+    def __init__(
+        self,
+        scanned: Scanned,
+        found: Sequence[Source],
+        parents: Parents | None,
+        rules: SplitRules,
+        scratch: Path,
+    ) -> None:
+        self.scanned, self.sources, self.parents = scanned, found, parents
+        self.rules, self.scratch = rules, scratch
+        self.label = np.array([source.label for source in found])
+        self.is_test = np.array([source.is_test for source in found])
+        self.run = scan.run_ranks(scanned.facts)  # of each file
+        unique = np.array([fact.unique for fact in scanned.facts])
+        fitted = ~self.is_test
+        self.available = np.bincount(
+            self.label[fitted], unique[fitted], minlength=rules.num_classes
+        ).astype(np.int64)
+        self.quota, self.warnings = _quota(self.available, rules)
+        self.share = np.zeros(len(self.run), np.int64)  # of each run, by its rank
+        for label, wanted in enumerate(self.quota):
+            of_class = fitted & (self.label == label)
+            in_run = np.bincount(self.run[of_class], unique[of_class]).astype(np.int64)
+            runs = np.unique(self.run[of_class])
+            self.share[runs] = splits.share_evenly(in_run[runs].tolist(), wanted)
+        self.counts_of_class = [
+            splits.split_counts(
+                reads,
+                train_test_fraction=rules.train_test_fraction,
+                train_val_fraction=rules.train_val_fraction,
+                has_test_dir=bool(self.is_test.any()),
+            )
+            for reads in self.quota
+        ]
+        chosen = sum(self.quota) + int(unique[self.is_test].sum())
+        self.parts = -(-chosen // READS_PER_PART)
+
+    def plan(self, record_bytes: int) -> Plan:
+        placing = Spill(self.scratch, "to-place", CHOSEN)
+        counts = np.zeros((len(SPLITS), self.rules.num_classes), np.int64)
+        checksums = np.zeros(counts.shape, np.uint64)
+        chosen_of_file = np.zeros(len(self.sources), np.int64)
+        id_bytes = 1
+        for reads in self._split():
+            np.add.at(counts, (reads["assigned"], reads["label"]), 1)
+            np.add.at(checksums, (reads["assigned"], reads["label"]), reads["identity"])
+            chosen_of_file += np.bincount(reads["file"], minlength=len(self.sources))
+            id_bytes = max(id_bytes, int(reads["id_bytes"].max(initial=1)))
+            placing.add(part_of_hash(reads["order"], self.parts), reads)
+        _check_counts(counts)
+        rows, shards = self._place(placing, counts, record_bytes)
+        per_class = dict(enumerate(self.quota))
+        return Plan(
+            rows, shards, counts, checksums, chosen_of_file, id_bytes, per_class, self.warnings
         )
-        for reads in quota
-    ]
-    split = _split(identities, chosen, counts, groups, rules.seed, bool(is_test.any()))
-    row = np.concatenate([chosen, tested])
-    split = np.concatenate([split, np.full(len(tested), splits.TEST, np.int8)])
-    _check_counts(split, identities.label[row], rules.num_classes)
-    group = None
-    if groups is not None:
-        _check_apart(groups, chosen, tested)
-        group = groups.of_read[row]
-    shard, place, shards = _place(identities, row, split, rules, record_bytes)
-    return Plan(row, split, shard, place, group, shards, dict(enumerate(quota)), warnings)
 
+    def _chosen(self) -> Iterator[np.ndarray]:
+        """The reads used, records of CHOSEN; those of the test directory are in TEST already."""
+        groups = self._groups_of_runs()
+        before = np.zeros(len(self.run), np.int64)
+        for part, records, verdict in scan.unique_reads(self.scanned, self.sources):
+            records = records[verdict == KEEP]
+            run, is_test = self.run[records["file"]], self.is_test[records["file"]]
+            is_used = is_test | (splits.running_ranks(run, before) < self.share[run])
+            reads = np.zeros(int(is_used.sum()), CHOSEN)
+            for name, *_ in (*HASHES, *PLACE_IN_FILE):
+                reads[name] = records[name][is_used]
+            reads["label"] = self.label[reads["file"]]
+            reads["assigned"] = np.where(is_test[is_used], splits.TEST, -1)
+            if self.parents is not None:
+                reads["group"] = self.parents.of(part, reads)
+            elif groups is not None:
+                reads["group"] = groups[run[is_used]]
+            yield reads
+        if self.parents is not None:
+            self.parents.check_complete()
 
-def _split(
-    identities: Identities,
-    chosen: np.ndarray,
-    counts: Sequence[tuple[int, int, int]],
-    groups: Groups | None,
-    seed: int,
-    has_test_dir: bool,
-) -> np.ndarray:
-    ids, labels = identities.read_id[chosen], identities.label[chosen]
-    if groups is None:
-        hashes = splits.keyed_hash(ids, seed=seed, purpose="split")
-        return splits.split_by_read(ids, hashes, labels, counts)
-    used, group = np.unique(groups.of_read[chosen], return_inverse=True)
-    hashes = splits.keyed_hash(groups.names[used], seed=seed, purpose="split")
-    return splits.split_by_group(
-        group, hashes, labels, counts, has_test_dir=has_test_dir, kind=groups.kind
-    )
+    def _groups_of_runs(self) -> np.ndarray | None:
+        """group of each run by its rank, when runs must not cross splits."""
+        if self.rules.group_by != "file":
+            return None
+        names = np.unique([fact.run.encode() for fact in self.scanned.facts])
+        return hashing.keyed_hash(names, seed=self.rules.seed)[:, hashing.SPLIT]
+
+    def _split(self) -> Iterator[np.ndarray]:
+        """The reads used, `assigned` to a split each."""
+        if self.rules.group_by == "file":
+            return self._split_by_file()
+        if self.rules.group_by == "parent_read":
+            return self._split_by_parent()
+        return self._split_by_read()
+
+    def _split_by_read(self) -> Iterator[np.ndarray]:
+        waiting = Spill(self.scratch, "to-split", CHOSEN)
+        for reads in self._chosen():
+            waiting.add(part_of_hash(reads["split"], self.parts), reads)
+        before = np.zeros(self.rules.num_classes, np.int64)
+        for part in waiting.parts():
+            reads = waiting.take(part)
+            is_test = reads["assigned"] == splits.TEST
+            yield reads[is_test]
+            reads = reads[~is_test]
+            reads = reads[hash_order(reads["split"], reads["identity"])]
+            rank = splits.running_ranks(reads["label"], before)
+            reads["assigned"] = splits.split_of_rank(rank, reads["label"], self.counts_of_class)
+            yield reads
+
+    def _split_by_file(self) -> Iterator[np.ndarray]:
+        groups = self._groups_of_runs()
+        assert groups is not None
+        fitted = np.unique(self.run[~self.is_test])
+        fitted = fitted[self.share[fitted] > 0]
+        by_hash = fitted[np.argsort(groups[fitted])]
+        label_of_run = np.zeros(len(groups), np.int64)
+        label_of_run[self.run] = self.label
+        assigned = np.full(len(groups), splits.TEST, np.int8)
+        assigned[by_hash] = splits.split_groups(
+            np.arange(len(by_hash)),
+            label_of_run[by_hash],
+            self.share[by_hash],
+            self.counts_of_class,
+            has_test_dir=bool(self.is_test.any()),
+            kind="file",
+        )
+        for reads in self._chosen():
+            reads["assigned"] = assigned[self.run[reads["file"]]]
+            yield reads
+
+    def _split_by_parent(self) -> Iterator[np.ndarray]:
+        waiting = Spill(self.scratch, "to-split", CHOSEN)
+        for reads in self._chosen():
+            waiting.add(part_of_hash(reads["group"], self.parts), reads)
+        groups: list[np.ndarray] = []
+        entries: list[np.ndarray] = []
+        for part in waiting.parts():
+            reads = waiting.read(part)
+            self._check_apart(reads)
+            fitted = reads[reads["assigned"] != splits.TEST]
+            group, index = np.unique(fitted["group"], return_inverse=True)
+            first = sum(len(earlier) for earlier in groups)
+            entry, size = np.unique(
+                np.stack([index + first, fitted["label"]]), axis=1, return_counts=True
+            )
+            groups.append(group)
+            entries.append(np.concatenate([entry, size[None]]).astype(np.int32))
+        every_group = np.concatenate(groups)
+        index, label, size = np.concatenate(entries, axis=1)
+        assigned = splits.split_groups(
+            index,
+            label,
+            size,
+            self.counts_of_class,
+            has_test_dir=bool(self.is_test.any()),
+            kind="parent_read",
+        )
+        for part in waiting.parts():
+            reads = waiting.take(part)
+            is_fitted = reads["assigned"] != splits.TEST
+            at = np.searchsorted(every_group, reads["group"][is_fitted])
+            reads["assigned"][is_fitted] = assigned[at]
+            yield reads
+
+    def _check_apart(self, reads: np.ndarray) -> None:
+        is_test = reads["assigned"] == splits.TEST
+        both = np.intersect1d(reads["group"][is_test], reads["group"][~is_test])
+        if len(both):
+            row = reads[is_test][reads["group"][is_test] == both[0]][:1]
+            read_id = next(sources.read_ids_of(self.sources[int(row["file"][0])], row))
+            raise InputError(
+                f"split_params.group_by=parent_read: the parent of read_id {read_id}, in "
+                "split_params.test_caps_data_dir, has reads in etl_params.caps_data_dir too. "
+                "Remove them from one of the two."
+            )
+
+    def _place(
+        self, placing: Spill, counts: np.ndarray, record_bytes: int
+    ) -> tuple[Spill, list[Shard]]:
+        bounds = [
+            splits.shard_bounds(
+                int(reads),
+                reads_per_shard=max(1, SHARD_BYTES // (record_bytes + RECORD_EXTRA_BYTES)),
+                num_classes=self.rules.num_classes,
+            )
+            for reads in counts.sum(axis=1)
+        ]
+        shards = [
+            Shard(split, index, len(ends) - 1, end - start)
+            for split, ends in zip(SPLITS, bounds, strict=True)
+            for index, (start, end) in enumerate(itertools.pairwise(ends))
+        ]
+        first_shard = np.cumsum([0, *(len(ends) - 1 for ends in bounds)])
+        rows = Spill(self.scratch, "planned", CHOSEN)
+        before = np.zeros(counts.size, np.int64)
+        for part in placing.parts():
+            reads = placing.take(part)
+            reads = reads[hash_order(reads["order"], reads["identity"])]
+            within = reads["assigned"].astype(np.int64) * self.rules.num_classes + reads["label"]
+            rank = splits.running_ranks(within, before)
+            for split in range(len(SPLITS)):
+                here = reads["assigned"] == split
+                position = splits.position_of_rank(rank[here], reads["label"][here], counts[split])
+                shard = np.searchsorted(bounds[split][1:], position, side="right")
+                reads["shard"][here] = first_shard[split] + shard
+                reads["place"][here] = position - np.array(bounds[split])[shard]
+            rows.add(scan.segment_of(reads["file"], reads["begin"]), reads)
+        return rows, shards
 
 
 def _quota(available: np.ndarray, rules: SplitRules) -> tuple[list[int], list[str]]:
@@ -138,9 +316,8 @@ def _quota(available: np.ndarray, rules: SplitRules) -> tuple[list[int], list[st
     ]
 
 
-def _check_counts(split: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
-    for label in range(num_classes):
-        train, validation, test = np.bincount(split[labels == label], minlength=3).tolist()
+def _check_counts(counts: np.ndarray) -> None:
+    for label, (train, validation, test) in enumerate(counts.T.tolist()):
         if min(train, validation, test) < 1:
             raise InputError(
                 f"class {label} gets {train} reads for training, {validation} for validation and "
@@ -148,39 +325,3 @@ def _check_counts(split: np.ndarray, labels: np.ndarray, num_classes: int) -> No
                 "etl_params.examples_per_class, or change shared_params.train_test_fraction or "
                 "train_val_fraction."
             )
-
-
-def _check_apart(groups: Groups, chosen: np.ndarray, tested: np.ndarray) -> None:
-    both = np.intersect1d(groups.of_read[chosen], groups.of_read[tested])
-    if len(both):
-        raise InputError(
-            f"split_params.group_by={groups.kind}: {len(both):,} of them, such as "
-            f"{groups.names[both[0]].decode()}, are both in etl_params.caps_data_dir and in "
-            "split_params.test_caps_data_dir. Remove them from one of the two."
-        )
-
-
-def _place(
-    identities: Identities,
-    row: np.ndarray,
-    split: np.ndarray,
-    rules: SplitRules,
-    record_bytes: int,
-) -> tuple[np.ndarray, np.ndarray, list[Shard]]:
-    shard, place = np.zeros(len(row), np.int64), np.zeros(len(row), np.int64)
-    ids, labels = identities.read_id[row], identities.label[row]
-    hashes = splits.keyed_hash(ids, seed=rules.seed, purpose="order")
-    shards: list[Shard] = []
-    for number, name in enumerate(SPLITS):
-        members = np.flatnonzero(split == number)
-        order = members[splits.stored_order(ids[members], hashes[members], labels[members])]
-        bounds = splits.shard_bounds(
-            len(order),
-            reads_per_shard=max(1, SHARD_BYTES // (record_bytes + RECORD_EXTRA_BYTES)),
-            num_classes=rules.num_classes,
-        )
-        for index, (start, end) in enumerate(itertools.pairwise(bounds)):
-            shard[order[start:end]] = len(shards)
-            place[order[start:end]] = np.arange(end - start)
-            shards.append(Shard(name, index, len(bounds) - 1, end - start))
-    return shard, place, shards

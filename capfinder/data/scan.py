@@ -1,56 +1,69 @@
 """Pass one: every row's identity, every reject, every file's checksum, without parsing a number."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from capfinder import log
-from capfinder.data import csv_reader, splits
+from capfinder.data import csv_reader, hashing, sources
 from capfinder.data.csv_files import Block, read_blocks
-from capfinder.data.csv_reader import Reject, Rows
+from capfinder.data.csv_reader import Reject
+from capfinder.data.identities import (
+    DUPLICATE,
+    KEEP,
+    Identities,
+    find_duplicates,
+    records_of,
+)
+from capfinder.data.quality import RunStatistics
+from capfinder.data.rejects import CONFLICT as CONFLICTING
+from capfinder.data.rejects import DUPLICATE as DUPLICATED
+from capfinder.data.rejects import Rejects
 from capfinder.data.sources import Source
+from capfinder.data.spill import Spill
 from capfinder.data.stream import BLOCK_BYTES, map_in_order
 from capfinder.errors import InputError
 
 MEGABYTE = 1_000_000
-REJECT_REASONS = {splits.DUPLICATE: "duplicate read_id", splits.CONFLICT: "conflicting classes"}
+# A part of the identities is what so many bytes of CSV have: 3 MB of memory when rows are 4 KB
+# long, 120 MB when they are 100 bytes.
+BYTES_PER_PART = 128 * MEGABYTE
+_BAD = np.dtype([("begin", "<i8"), ("id_bytes", "u1"), ("line", "<i8"), ("verdict", "i1")])
+_NAMED_AT_ONCE = 10_000
 
 
 @dataclass
 class FileFacts:
     """What pass one learns of one file. `run`: its identity, from the content of its good rows
-    whatever their order."""
+    whatever their order; `unique`: good rows that are no duplicates."""
 
     sha256: str = ""
     run: str = ""
     rows: int = 0
-    rejects: list[Reject] = field(default_factory=list)
+    unique: int = 0
 
 
-@dataclass
-class Identities:
-    """The good rows of all files, one entry a read: read_id (n,) 'S', label (n,) int32, file (n,)
-    int32 index into the sources, line, start, end (n,) int64 as in csv_reader.Rows, content (n, 2)
-    uint64, hash (n,) uint64: the keyed hash that chooses reads."""
+@dataclass(frozen=True)
+class ScannedBlock:
+    """records (n,) of identities.IDENTITY, samples (n,) of their signals; all rows counted."""
 
-    read_id: np.ndarray
-    label: np.ndarray
-    file: np.ndarray
-    line: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    content: np.ndarray
-    hash: np.ndarray
+    records: np.ndarray
+    samples: np.ndarray
+    rejects: list[Reject]
+    rows: int
 
-    def __len__(self) -> int:
-        return len(self.read_id)
 
-    def take(self, index: np.ndarray) -> "Identities":
-        return Identities(**{name: values[index] for name, values in vars(self).items()})
+@dataclass(frozen=True)
+class Scanned:
+    """All that pass one found."""
+
+    identities: Identities
+    facts: list[FileFacts]
+    rejects: Rejects
+    statistics: RunStatistics
 
 
 class Progress:
@@ -64,63 +77,66 @@ class Progress:
         self._bar.advance(-(-self._bytes // MEGABYTE) + (-before // MEGABYTE))
 
 
+def scan(block: Block, *, file: int, cap_class: int, seed: int) -> ScannedBlock:
+    """One block of the file number `file`, whose class is `cap_class`."""
+    rows, rejects, count = csv_reader.scan_block(block, cap_class=cap_class)
+    hashes = hashing.keyed_hash(rows.read_id, seed=seed)
+    return ScannedBlock(records_of(rows, hashes, file), rows.samples, rejects, count)
+
+
 def scan_sources(
-    sources: Sequence[Source], *, seed: int, max_reject_fraction: float
-) -> tuple[Identities, list[FileFacts]]:
+    found: Sequence[Source],
+    *,
+    text_bytes: int,
+    seed: int,
+    max_reject_fraction: float,
+    scratch: Path,
+) -> Scanned:
     """Reads every file once. Duplicates, in one class or in two, are among the rejects already.
 
-    Raises: InputError when a file has more rejects than allowed, duplicates counted."""
-    facts = [FileFacts() for _ in sources]
-    total = sum(source.size for source in sources)
-    parts: list[tuple[int, Rows, np.ndarray]] = []
+    text_bytes: about how much text the files hold, decompressed.
+    Raises: InputError when a file has more rejects than allowed, duplicates counted, or a read is
+    in both directories."""
+    facts = [FileFacts() for _ in found]
+    identities = Identities(scratch, parts=max(1, -(-text_bytes // BYTES_PER_PART)))
+    rejects = Rejects(scratch, found)
+    statistics = RunStatistics(len(found))
+    total = sum(source.size for source in found)
 
     def blocks() -> Iterator[tuple[int, Block, int]]:
-        for number, source in enumerate(sources):
+        for number, source in enumerate(found):
             digest, seen = hashlib.sha256(), 0
             for block, position in read_blocks(source.path, block_bytes=BLOCK_BYTES, digest=digest):
                 yield number, block, position - seen
                 seen = position
             facts[number].sha256 = digest.hexdigest()
 
-    def scan(item: tuple[int, Block, int]) -> tuple[int, Rows, np.ndarray, list[Reject], int, int]:
+    def scan_one(item: tuple[int, Block, int]) -> tuple[int, ScannedBlock, int]:
         number, block, size = item
-        rows, rejects, count = csv_reader.scan_block(block, cap_class=sources[number].cap_class)
-        hashes = splits.keyed_hash(rows.read_id, seed=seed, purpose="choose")
-        return number, rows, hashes, rejects, count, size
+        scanned = scan(block, file=number, cap_class=found[number].cap_class, seed=seed)
+        return number, scanned, size
 
-    runs = np.zeros((len(sources), 2), np.uint64)
+    runs = np.zeros((len(found), 2), np.uint64)
     with log.progress("Reading CSV files", total=-(-total // MEGABYTE), unit="MB") as bar:
         progress, current = Progress(bar), 0
-        for number, rows, hashes, rejects, count, size in map_in_order(scan, blocks()):
+        for number, scanned, size in map_in_order(scan_one, blocks()):
             if number != current:
-                check_rejects(sources[current], facts[current], max_reject_fraction)
+                rejects.check(current, facts[current].rows, max_reject_fraction)
                 current = number
-            facts[number].rows += count
-            facts[number].rejects += rejects
-            runs[number] += rows.content.sum(axis=0, dtype=np.uint64)  # modulo 2**64: a checksum
-            parts.append((number, rows, hashes))
+            facts[number].rows += scanned.rows
+            rejects.add(number, scanned.rejects)
+            statistics.add_lengths(number, scanned.samples)
+            # Modulo 2**64: a checksum that doesn't hang on the order of rows.
+            runs[number] += scanned.records["content"].sum(axis=0, dtype=np.uint64)
+            identities.add(scanned.records)
             progress.advance(size)
-    for source, fact, run in zip(sources, facts, runs.tolist(), strict=True):
-        check_rejects(source, fact, max_reject_fraction)
+    for number, (source, fact) in enumerate(zip(found, facts, strict=True)):
+        rejects.check(number, fact.rows, max_reject_fraction)
         source.check_unchanged()
-        fact.run = f"{run[0]:016x}{run[1]:016x}"
-    return _without_duplicates(_join(parts, sources), sources, facts, max_reject_fraction), facts
-
-
-def _join(parts: list[tuple[int, Rows, np.ndarray]], sources: Sequence[Source]) -> Identities:
-    rows = [part[1] for part in parts]
-    counts = [len(part[2]) for part in parts]
-    file = np.repeat(np.array([part[0] for part in parts], np.int32), counts)
-    return Identities(
-        read_id=np.concatenate([part.read_id for part in rows]),
-        label=np.array([source.label for source in sources], np.int32)[file],
-        file=file,
-        line=np.concatenate([part.line for part in rows]),
-        start=np.concatenate([part.start for part in rows]),
-        end=np.concatenate([part.end for part in rows]),
-        content=np.concatenate([part.content for part in rows]),
-        hash=np.concatenate([part[2] for part in parts]),
-    )
+        fact.run = "{:016x}{:016x}".format(*runs[number].tolist())
+    scanned_all = Scanned(identities, facts, rejects, statistics)
+    _reject_duplicates(scanned_all, found, scratch, max_reject_fraction)
+    return scanned_all
 
 
 def run_ranks(facts: Sequence[FileFacts]) -> np.ndarray:
@@ -128,69 +144,92 @@ def run_ranks(facts: Sequence[FileFacts]) -> np.ndarray:
     return np.unique([fact.run for fact in facts], return_inverse=True)[1]
 
 
-def _without_duplicates(
-    identities: Identities,
-    sources: Sequence[Source],
-    facts: list[FileFacts],
-    max_reject_fraction: float,
-) -> Identities:
-    """Raises: InputError when a read is in both directories, or a file has too many rejects."""
-    is_test = np.array([source.is_test for source in sources])[identities.file]
-    _check_directories(identities, is_test, sources)
-    verdict = splits.find_duplicates(
-        identities.read_id,
-        identities.hash,
-        identities.label,
-        identities.content,
-        run_ranks(facts)[identities.file],
-    )
-    for index in np.flatnonzero(verdict != splits.KEEP).tolist():
-        reject_row(identities, index, REJECT_REASONS[int(verdict[index])], facts)
-    for source, fact in zip(sources, facts, strict=True):
-        check_rejects(source, fact, max_reject_fraction)
-    return identities.take(np.flatnonzero(verdict == splits.KEEP))
+def segment_of(file: np.ndarray, begin: np.ndarray) -> np.ndarray:
+    """Part (n,) int64 of a Spill for rows in the order of the files: their file, then their place
+    in it. file (n,); begin (n,) byte where a row begins."""
+    return file.astype(np.int64) << 32 | begin // BYTES_PER_PART
 
 
-def _check_directories(
-    identities: Identities, is_test: np.ndarray, sources: Sequence[Source]
+def unique_reads(
+    scanned: Scanned, found: Sequence[Source]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Of each part of the identities its number, its records in `hash_order` and the verdict on
+    each: KEEP, DUPLICATE or CONFLICT."""
+    label = np.array([source.label for source in found])
+    ranks = run_ranks(scanned.facts)
+    for part, records in scanned.identities:
+        file = records["file"]
+        yield part, records, find_duplicates(records, label[file], ranks[file])
+
+
+def _reject_duplicates(
+    scanned: Scanned, found: Sequence[Source], scratch: Path, max_reject_fraction: float
 ) -> None:
-    if not is_test.any():
-        return
-    both = np.intersect1d(identities.read_id[is_test], identities.read_id[~is_test])
-    if len(both):
-        rows = np.flatnonzero(identities.read_id == both[0])
-        first, second = rows[~is_test[rows]][0], rows[is_test[rows]][0]
-        places = [
-            f"{sources[identities.file[row]].path}, line {identities.line[row]}"
-            for row in (first, second)
-        ]
-        raise InputError(
-            f"{len(both):,} reads are both in etl_params.caps_data_dir and in "
-            f"split_params.test_caps_data_dir, such as read_id {both[0].decode()} ({places[0]}; "
-            f"{places[1]}). Remove them from one of the two."
+    """Raises: InputError when a read is in both directories, or a file has too many rejects."""
+    is_test = np.array([source.is_test for source in found])
+    unique = np.zeros(len(found), np.int64)
+    shared = _SharedReads(found)
+    bad = Spill(scratch, "duplicates", _BAD)
+    for _, records, verdict in unique_reads(scanned, found):
+        if is_test.any():
+            shared.add(records, is_test[records["file"]])
+        unique += np.bincount(records["file"][verdict == KEEP], minlength=len(found))
+        is_bad = verdict != KEEP
+        named = np.empty(int(is_bad.sum()), _BAD)
+        for name in ("begin", "id_bytes", "line"):
+            named[name] = records[name][is_bad]
+        named["verdict"] = verdict[is_bad]
+        bad.add(records["file"][is_bad], named)
+    shared.check()
+    for fact, count in zip(scanned.facts, unique.tolist(), strict=True):
+        fact.unique = count
+    for number in bad.parts():
+        records = np.sort(bad.take(number), order="begin")
+        rows = scanned.facts[number].rows
+        if scanned.rejects.are_too_many(number, rows, max_reject_fraction, more=len(records)):
+            _name_duplicates(scanned.rejects, number, found[number], records[:1])
+            scanned.rejects.check(number, rows, max_reject_fraction, more=len(records) - 1)
+        _name_duplicates(scanned.rejects, number, found[number], records)
+
+
+def _name_duplicates(rejects: Rejects, number: int, source: Source, records: np.ndarray) -> None:
+    texts = sources.read_ids_of(source, records)
+    for start in range(0, len(records), _NAMED_AT_ONCE):
+        part = records[start : start + _NAMED_AT_ONCE]
+        rejects.add(
+            number,
+            [
+                Reject(line, text, DUPLICATED if kind == DUPLICATE else CONFLICTING)
+                for line, text, kind in zip(
+                    part["line"].tolist(), texts, part["verdict"].tolist(), strict=False
+                )
+            ],
         )
 
 
-def reject_row(identities: Identities, index: int, reason: str, facts: Sequence[FileFacts]) -> None:
-    """Notes a row that looked good so far as a reject of its file."""
-    facts[identities.file[index]].rejects.append(
-        Reject(int(identities.line[index]), identities.read_id[index].decode(), reason)
-    )
+class _SharedReads:
+    """Reads that are in the directory of the training data and in that of the test data."""
 
+    def __init__(self, found: Sequence[Source]) -> None:
+        self._sources = found
+        self._count = 0
+        self._example: tuple[np.void, np.void] | None = None
 
-def check_rejects(source: Source, facts: FileFacts, max_reject_fraction: float) -> None:
-    """Raises: InputError when more than the allowed share of a file's rows are rejects."""
-    bad = len(facts.rejects)
-    if bad <= Fraction(repr(float(max_reject_fraction))) * facts.rows:
-        return
-    line, read_id, reason = min(facts.rejects)
-    raise InputError(
-        f"{source.path}: {bad:,} of {facts.rows:,} rows rejected ({max_reject_fraction:.1%} "
-        f"allowed), first at line {line}, read_id {read_id}: {reason}. Correct the file or raise "
-        "etl_params.max_reject_fraction."
-    )
+    def add(self, records: np.ndarray, is_test: np.ndarray) -> None:
+        both = np.intersect1d(records["identity"][is_test], records["identity"][~is_test])
+        if len(both) and self._example is None:
+            rows = np.flatnonzero(records["identity"] == both[0])
+            self._example = (records[rows[~is_test[rows]][0]], records[rows[is_test[rows]][0]])
+        self._count += len(both)
 
-
-def count_rejects(facts: Sequence[FileFacts]) -> dict[str, int]:
-    """Rejects per reason, over all files."""
-    return dict(sorted(Counter(reject.reason for f in facts for reject in f.rejects).items()))
+    def check(self) -> None:
+        if self._example is None:
+            return
+        places = [f"{self._sources[row['file']].path}, line {row['line']}" for row in self._example]
+        first = np.array([self._example[0]])
+        read_id = next(sources.read_ids_of(self._sources[first["file"][0]], first))
+        raise InputError(
+            f"{self._count:,} reads are both in etl_params.caps_data_dir and in "
+            f"split_params.test_caps_data_dir, such as read_id {read_id} ({places[0]}; "
+            f"{places[1]}). Remove them from one of the two."
+        )

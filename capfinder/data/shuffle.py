@@ -1,9 +1,10 @@
 """Pass two: chosen rows are parsed, fitted and brought into their order within bounded memory.
 
-First each row goes to the bucket file of its shard, in whatever order it comes; then one bucket at
-a time is read, put in order and written as a shard."""
+First each row goes to the bucket of its shard, in whatever order it comes; then one bucket at a
+time is read, put in order and written as a shard."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,142 +14,174 @@ import numpy as np
 from capfinder import log
 from capfinder.data import records
 from capfinder.data.csv_files import read_ranges
-from capfinder.data.csv_reader import parse_signals
-from capfinder.data.plan import Plan
-from capfinder.data.preprocess import fit_rows
-from capfinder.data.scan import MEGABYTE, Identities, Progress
+from capfinder.data.csv_reader import Signals, parse_signals
+from capfinder.data.plan import Plan, Shard
+from capfinder.data.records import ShardFile
 from capfinder.data.sources import Source
+from capfinder.data.spill import Spill
 from capfinder.data.stream import BLOCK_BYTES, map_in_order
 from capfinder.errors import StageFailedError
 
 MAX_GAP_BYTES = 1 << 16  # between two chosen rows: reading on is cheaper than a seek below this
-BUFFER_BYTES = 1 << 26  # rows kept in memory before they are added to the bucket files
+SHARD_WRITERS = 2  # each holds some copies of a shard in memory
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """Rows of one block: index (k,) into the rows asked for, signals (k, T) in the storage dtype,
-    lengths (k,) before fitting, and the reason of each that can't be used."""
+class ParsedBlock:
+    """Rows that lie near each other in a file: plan.CHOSEN records (k,), their read_ids (k,) 'S'
+    and signals."""
 
-    index: np.ndarray
-    signals: np.ndarray
-    lengths: np.ndarray
-    problems: dict[int, str]
+    rows: np.ndarray
+    read_ids: np.ndarray
+    signals: Signals
+
+
+def parse_block(
+    rows: np.ndarray, data: bytes, *, id_bytes: int, target_length: int, dtype: str
+) -> ParsedBlock:
+    """rows (k,): records of plan.CHOSEN in the order of their file, of which `data` holds the bytes
+    from the first one's read_id to the last one's signal."""
+    base = int(rows["begin"][0])
+    begins = rows["begin"] - base
+    signals = parse_signals(
+        data, rows["start"] - base, rows["end"] - base, target_length=target_length, dtype=dtype
+    )
+    return ParsedBlock(rows, _texts(data, begins, rows["id_bytes"], id_bytes), signals)
+
+
+def _texts(data: bytes, begins: np.ndarray, sizes: np.ndarray, width: int) -> np.ndarray:
+    """(k,) 'S' of `width` bytes: the texts of sizes (k,) that begin at begins (k,)."""
+    places = np.arange(width)
+    is_text = places < sizes[:, None]
+    at = np.where(is_text, begins[:, None] + places, 0)
+    texts = np.where(is_text, np.frombuffer(data, np.uint8)[at], np.uint8(0))
+    return np.ascontiguousarray(texts).view(f"S{width}")[:, 0]
 
 
 def parse_rows(
-    identities: Identities,
-    rows: np.ndarray,
-    sources: Sequence[Source],
-    *,
-    target_length: int,
-    dtype: str,
-) -> Iterator[Parsed]:
-    """Parses the rows (m,) of `identities`, block by block, in the order of the files.
+    plan: Plan, sources: Sequence[Source], *, target_length: int, dtype: str
+) -> Iterator[ParsedBlock]:
+    """Parses the chosen rows, block by block, in the order of the files.
 
     Raises: InputError when a file has changed since it was scanned."""
-    order = np.lexsort((identities.start[rows], identities.file[rows]))
-    file, start = identities.file[rows][order], identities.start[rows][order]
-    end = identities.end[rows][order]
-    is_break = (np.diff(file) != 0) | (np.diff(start // BLOCK_BYTES) != 0)
-    is_break |= start[1:] - end[:-1] > MAX_GAP_BYTES
-    bounds = np.concatenate([[0], np.flatnonzero(is_break) + 1, [len(rows)]]).tolist()
-    blocks = [slice(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
-    def read() -> Iterator[tuple[slice, bytes]]:
-        for number in np.unique(file).tolist():
-            here = [block for block in blocks if file[block.start] == number]
-            ranges = [(int(start[b.start]), int(end[b.stop - 1])) for b in here]
-            sources[number].check_unchanged()
-            for block, data in zip(here, read_ranges(sources[number].path, ranges), strict=True):
-                if len(data) != end[block.stop - 1] - start[block.start]:
+    def blocks() -> Iterator[tuple[np.ndarray, bytes]]:
+        by_file = itertools.groupby(_near_rows(plan.rows), lambda rows: int(rows["file"][0]))
+        for number, groups in by_file:
+            source = sources[number]
+            source.check_unchanged()
+            waiting: deque[np.ndarray] = deque()
+            for data in read_ranges(source.path, _ranges(groups, waiting)):
+                rows = waiting.popleft()
+                if len(data) != rows["end"][-1] - rows["begin"][0]:
                     break  # a file that was cut: said below
-                yield block, data
-            sources[number].check_unchanged()
+                yield rows, data
+            source.check_unchanged()
 
-    def parse(item: tuple[slice, bytes]) -> Parsed:
-        block, data = item
-        view, starts, ends = memoryview(data), start[block], end[block]
-        base = starts[0]
-        texts = [
-            view[a:b] for a, b in zip((starts - base).tolist(), (ends - base).tolist(), strict=True)
-        ]
-        signals = parse_signals(texts, dtype=dtype)
-        fitted = fit_rows(
-            signals.values, signals.starts, signals.lengths, target_length=target_length
+    def parse(item: tuple[np.ndarray, bytes]) -> ParsedBlock:
+        rows, data = item
+        return parse_block(
+            rows, data, id_bytes=plan.id_bytes, target_length=target_length, dtype=dtype
         )
-        return Parsed(order[block], fitted, signals.lengths, signals.problems)
 
-    total = -(-int((end - start).sum()) // MEGABYTE)
-    with log.progress("Parsing chosen reads", total=total, unit="MB") as bar:
-        progress = Progress(bar)
-        for parsed in map_in_order(parse, read()):
+    total = len(plan.rows)
+    with log.progress("Parsing chosen reads", total=total, unit="reads") as bar:
+        for parsed in map_in_order(parse, blocks()):
             yield parsed
-            size = identities.end[rows[parsed.index]] - identities.start[rows[parsed.index]]
-            progress.advance(int(size.sum()))
+            bar.advance(len(parsed.rows))
+
+
+def _near_rows(planned: Spill) -> Iterator[np.ndarray]:
+    """The chosen rows in the order of the files, in groups that are worth one read each."""
+    for part in planned.parts():
+        rows = planned.read(part)
+        rows = rows[np.argsort(rows["begin"])]
+        begin, end = rows["begin"], rows["end"]
+        is_break = np.diff(begin // BLOCK_BYTES) != 0
+        is_break |= begin[1:] - end[:-1] > MAX_GAP_BYTES
+        yield from np.split(rows, np.flatnonzero(is_break) + 1)
+
+
+def _ranges(groups: Iterator[np.ndarray], waiting: deque[np.ndarray]) -> Iterator[tuple[int, int]]:
+    """Bytes of each group of rows; the group waits in `waiting` for them."""
+    for rows in groups:
+        waiting.append(rows)
+        yield int(rows["begin"][0]), int(rows["end"][-1])
 
 
 class Buckets:
-    """One file of fixed-width rows per shard, written through a buffer of bounded size."""
+    """Rows on their way to the shards, fixed in width, in a Spill."""
 
-    def __init__(self, directory: Path, *, target_length: int, dtype: str) -> None:
-        self._directory = directory
-        self._row = np.dtype([("read", "<i8"), ("length", "<i8"), ("signal", dtype, target_length)])
-        self._waiting: dict[int, list[np.ndarray]] = {}
-        self._bytes = 0
+    def __init__(self, directory: Path, *, id_bytes: int, target_length: int, dtype: str) -> None:
+        self._row = np.dtype(
+            [
+                ("place", "<i4"),
+                ("length", "<i4"),
+                ("label", "<i4"),
+                ("group", "<u8"),
+                ("read_id", f"S{id_bytes}"),
+                ("signal", dtype, target_length),
+            ]
+        )
+        self._spill = Spill(directory, "bucket", self._row)
 
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"bucket-{shard:05d}"
-
-    def add(self, shard: np.ndarray, read: np.ndarray, parsed: Parsed) -> None:
-        """Keeps the rows of `parsed`; shard (k,) where each goes, read (k,) its number."""
-        rows = np.empty(len(shard), self._row)
-        rows["read"], rows["length"], rows["signal"] = read, parsed.lengths, parsed.signals
-        order = np.argsort(shard, kind="stable")
-        numbers, starts = np.unique(shard[order], return_index=True)
-        for number, part in zip(numbers.tolist(), np.split(rows[order], starts[1:]), strict=True):
-            self._waiting.setdefault(number, []).append(part)
-        self._bytes += rows.nbytes
-        if self._bytes > BUFFER_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        for number, parts in self._waiting.items():
-            with self._path(number).open("ab") as stream:
-                for part in parts:
-                    stream.write(part.tobytes())
-        self._waiting, self._bytes = {}, 0
+    def add(self, parsed: ParsedBlock) -> None:
+        rows = np.empty(len(parsed.rows), self._row)
+        for name in ("place", "label", "group"):
+            rows[name] = parsed.rows[name]
+        rows["length"], rows["signal"] = parsed.signals.lengths, parsed.signals.fitted
+        rows["read_id"] = parsed.read_ids
+        self._spill.add(parsed.rows["shard"], rows)
 
     def take(self, shard: int) -> np.ndarray:
-        """The shard's rows, in the order they came; its file is gone after that."""
-        self.flush()
-        rows = np.fromfile(self._path(shard), self._row)
-        self._path(shard).unlink()
-        return rows
+        """The shard's rows; its bucket is empty after that."""
+        return self._spill.take(shard)
 
 
-def write_shards(
-    directory: Path, buckets: Buckets, plan: Plan, identities: Identities
-) -> dict[str, list[int]]:
-    """Writes every shard of the plan; returns their sizes in bytes, per split."""
-    sizes: dict[str, list[int]] = {split: [] for split in records.SPLITS}
-    with log.progress("Writing shards", total=len(plan.row), unit="reads") as bar:
+@dataclass(frozen=True)
+class WrittenShard:
+    """groups (k,) uint64: the different groups of its reads."""
+
+    shard: Shard
+    name: str
+    file: ShardFile
+    groups: np.ndarray
+
+
+def write_shards(directory: Path, buckets: Buckets, plan: Plan) -> list[WrittenShard]:
+    """Writes every shard of the plan, in order."""
+
+    def rows_of_shards() -> Iterator[tuple[Shard, np.ndarray]]:
         for number, shard in enumerate(plan.shards):
-            rows = buckets.take(number)
-            rows = rows[np.argsort(plan.place[rows["read"]])]
-            reads = plan.row[rows["read"]]
-            if not np.array_equal(plan.place[rows["read"]], np.arange(shard.num_examples)):
-                raise StageFailedError(
-                    f"{directory}: shard {number} got {len(rows)} rows, {shard.num_examples} were "
-                    "planned. Please report this."
-                )
-            size = records.write_shard(
-                directory / records.shard_name(shard.split, shard.index, shard.num_shards),
-                signals=rows["signal"],
-                cap_classes=identities.label[reads],
-                read_ids=[read_id.decode() for read_id in identities.read_id[reads].tolist()],
-                lengths=rows["length"],
-            )
-            sizes[shard.split].append(size)
-            bar.advance(len(rows))
-    return sizes
+            yield shard, buckets.take(number)
+
+    def write(item: tuple[Shard, np.ndarray]) -> WrittenShard:
+        return write_shard(directory, *item)
+
+    written = []
+    with log.progress("Writing shards", total=len(plan.rows), unit="reads") as bar:
+        for each in map_in_order(write, rows_of_shards(), workers=SHARD_WRITERS, ahead=1):
+            written.append(each)
+            bar.advance(each.shard.num_examples)
+    return written
+
+
+def write_shard(directory: Path, shard: Shard, rows: np.ndarray) -> WrittenShard:
+    """rows (k,): of the shard's bucket, in any order.
+
+    Raises: StageFailedError when they aren't those planned."""
+    order = np.argsort(rows["place"])
+    if not np.array_equal(rows["place"][order], np.arange(shard.num_examples)):
+        raise StageFailedError(
+            f"{directory}: shard {shard.index} of {shard.split} got {len(rows)} rows, "
+            f"{shard.num_examples} were planned. Please report this."
+        )
+    name = records.shard_name(shard.split, shard.index, shard.num_shards)
+    file = records.write_shard(
+        directory / name,
+        signals=rows["signal"][order],
+        cap_classes=rows["label"][order],
+        read_ids=rows["read_id"][order],
+        lengths=rows["length"][order],
+    )
+    return WrittenShard(shard, name, file, np.unique(rows["group"]))

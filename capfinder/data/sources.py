@@ -1,15 +1,14 @@
 """Which files are the input: cap-signal CSVs of a directory, their class, checksum and metadata."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from capfinder import files
-from capfinder.data.csv_files import read_blocks
+from capfinder.data.csv_files import read_blocks, read_ranges
 from capfinder.data.csv_reader import scan_block
 from capfinder.data.stream import BLOCK_BYTES
 from capfinder.errors import InputError
@@ -147,49 +146,11 @@ def metadata_files(directories: list[Path]) -> list[Path]:
     )
 
 
-def read_parents(directories: list[Path], ids: np.ndarray) -> np.ndarray:
-    """parent_read_id (n,) 'S' of each read in ids (n,) 'S', from metadata__*.csv in `directories`.
-
-    Raises: InputError when there is no such file, or it lacks a read or contradicts itself."""
-    paths = metadata_files(directories)
-    where = " or ".join(str(directory) for directory in directories)
-    if not paths:
-        raise InputError(
-            f"split_params.group_by=parent_read: needs metadata__*.csv in {where}, found none. "
-            "Add it, or split by read."
-        )
-    pairs = pl.concat([_read_pairs(path) for path in paths]).unique()
-    twice = pairs.filter(pairs["read_id"].is_duplicated())
-    reads = pl.DataFrame({"read_id": pl.Series(ids.tolist(), dtype=pl.Binary).cast(pl.String)})
-    twice = twice.join(reads, on="read_id", how="semi")
-    if len(twice):
-        read_id = min(twice["read_id"].to_list())
-        raise InputError(
-            f"{where}: metadata__*.csv gives read_id {read_id} more than one parent_read_id. "
-            "Correct it, or set split_params.group_by=read."
-        )
-    pairs = pairs.unique("read_id")
-    joined = reads.join(pairs, on="read_id", how="left", maintain_order="left")
-    lacking = joined.filter(joined["parent_read_id"].is_null())
-    if len(lacking):
-        raise InputError(
-            f"{where}: metadata__*.csv gives no parent_read_id for {len(lacking):,} of "
-            f"{len(ids):,} reads, such as {lacking['read_id'][0]}. Complete it, or set "
-            "split_params.group_by=read."
-        )
-    return np.array([parent.encode() for parent in joined["parent_read_id"].to_list()])
-
-
-def _read_pairs(path: Path) -> pl.DataFrame:
-    columns = ["read_id", "parent_read_id"]
-    try:
-        table = pl.read_csv(path, columns=columns, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: can't be read as CSV with the columns read_id and parent_read_id ({reason})"
-        ) from None
-    return table.select(columns).drop_nulls()
+def read_ids_of(source: Source, records: np.ndarray) -> Iterator[str]:
+    """The read_ids of identity records (n,) of this file, which are in the order of its rows."""
+    begins = records["begin"]
+    ranges = zip(begins.tolist(), (begins + records["id_bytes"]).tolist(), strict=True)
+    return (text.decode() for text in read_ranges(source.path, ranges))
 
 
 def simulation_warnings(found: Sequence[Source]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Which reads are used and which split each goes to: pure functions of content and seed.
+"""Which reads are used, in which split and in which place: pure functions of content and seed.
 
-Every choice hangs on keyed hashes of the read_id, the parent's id or the run's content, never on
-the order or the names of files. In all functions, arrays are (n,), one entry a read."""
+Every choice is a rank by a keyed hash within a group (of a read in its run, of a chosen read in its
+class, of a class's read in its split), never an order of files or rows. So the ETL can go through
+hash-ordered parts of the reads, with a count per group for all that it has to remember."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,61 +12,21 @@ import numpy as np
 
 from capfinder.errors import InputError
 
-HASH = {"name": "blake2b-64", "version": 1}
 TRAIN, VALIDATION, TEST = range(3)  # as in records.SPLITS
-KEEP, DUPLICATE, CONFLICT = range(3)
 MAX_GROUPS_TRIED = 10  # all 3**n assignments of a class's groups are compared up to here
 
 
-def keyed_hash(ids: np.ndarray, *, seed: int, purpose: str) -> np.ndarray:
-    """64-bit keyed BLAKE2b (n,) uint64 of ids (n,) 'S'. Hashes for different purposes (at most 16
-    bytes) are independent of each other."""
-    keyed = hashlib.blake2b(digest_size=8, key=str(seed).encode(), person=purpose.encode())
+def running_ranks(group: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Rank (n,) int64 of each entry in its group, in the order given; group (n,) in 0..g-1.
 
-    def digest(value: bytes) -> bytes:
-        state = keyed.copy()
-        state.update(value)
-        return state.digest()
-
-    digests = b"".join([digest(value) for value in ids.tolist()])
-    return np.frombuffer(digests, ">u8").astype(np.uint64)
-
-
-def hash_order(hashes: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Indices that sort by hash, equal hashes by id."""
-    order = np.argsort(hashes, kind="stable")
-    is_equal = np.diff(hashes[order]) == 0
-    if is_equal.any():
-        tied = np.append(is_equal, False) | np.insert(is_equal, 0, False)
-        among = order[tied]
-        order[tied] = among[np.lexsort((ids[among], hashes[among]))]
-    return order
-
-
-def find_duplicates(
-    ids: np.ndarray,
-    hashes: np.ndarray,
-    cap_class: np.ndarray,
-    content: np.ndarray,
-    run_rank: np.ndarray,
-) -> np.ndarray:
-    """KEEP, DUPLICATE or CONFLICT (n,) int8. Of rows with one id and class, that with the lowest
-    content (n, 2), then run, is kept; where classes differ, none is."""
-    verdict = np.full(len(ids), KEEP, np.int8)
-    order = hash_order(hashes, ids)
-    is_same = (np.diff(hashes[order]) == 0) & (ids[order][1:] == ids[order][:-1])
-    if not is_same.any():
-        return verdict
-    is_member = np.append(is_same, False) | np.insert(is_same, 0, False)
-    members = np.sort(order[is_member])
-    keys = (run_rank[members], content[members, 1], content[members, 0], ids[members])
-    members = members[np.lexsort(keys)]
-    is_first = np.insert(ids[members][1:] != ids[members][:-1], 0, True)
-    verdict[members[~is_first]] = DUPLICATE
-    starts, labels = np.flatnonzero(is_first), cap_class[members]
-    differ = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
-    verdict[members[differ[np.cumsum(is_first) - 1]]] = CONFLICT
-    return verdict
+    before: (g,) int64 entries of each group in earlier calls; counted up here."""
+    order = np.argsort(group, kind="stable")
+    counts = np.bincount(group, minlength=len(before))
+    firsts = np.cumsum(counts) - counts  # of each group in `order`
+    ranks = np.empty(len(group), np.int64)
+    ranks[order] = np.arange(len(group)) - np.repeat(firsts - before, counts)
+    before += counts
+    return ranks
 
 
 def share_evenly(available: Sequence[int], quota: int) -> list[int]:
@@ -83,28 +43,6 @@ def share_evenly(available: Sequence[int], quota: int) -> list[int]:
     return shares
 
 
-def choose(
-    ids: np.ndarray,
-    hashes: np.ndarray,
-    cap_class: np.ndarray,
-    run_rank: np.ndarray,
-    quota: Sequence[int],
-) -> np.ndarray:
-    """Whether a read is used (n,) bool: quota[c] reads of class c, shared evenly over its runs,
-    in each run those with the lowest hashes."""
-    order = hash_order(hashes, ids)
-    chosen = np.zeros(len(ids), np.bool_)
-    for label, wanted in enumerate(quota):
-        of_class = order[cap_class[order] == label]
-        by_run = of_class[np.argsort(run_rank[of_class], kind="stable")]
-        available = np.unique(run_rank[of_class], return_counts=True)[1]
-        starts = np.cumsum(available) - available
-        shares = share_evenly(available.tolist(), wanted)
-        for start, share in zip(starts.tolist(), shares, strict=True):
-            chosen[by_run[start : start + share]] = True
-    return chosen
-
-
 def split_counts(
     reads: int, *, train_test_fraction: float, train_val_fraction: float, has_test_dir: bool
 ) -> tuple[int, int, int]:
@@ -119,58 +57,61 @@ def _floor(fraction: float, count: int) -> int:
     return math.floor(Fraction(repr(float(fraction))) * count)
 
 
-def split_by_read(
-    ids: np.ndarray,
-    hashes: np.ndarray,
-    cap_class: np.ndarray,
-    counts: Sequence[tuple[int, int, int]],
+def split_of_rank(
+    rank: np.ndarray, cap_class: np.ndarray, counts: Sequence[tuple[int, int, int]]
 ) -> np.ndarray:
-    """TRAIN, VALIDATION or TEST (n,) int8; counts[c]: reads of class c for each."""
-    assigned = np.zeros(len(ids), np.int8)
-    order = hash_order(hashes, ids)
-    for label, parts in enumerate(counts):
-        assigned[order[cap_class[order] == label]] = np.repeat(np.arange(3, dtype=np.int8), parts)
-    return assigned
+    """TRAIN, VALIDATION or TEST (n,) int8 of the chosen reads of each class by their rank (n,);
+    counts[c]: reads of class c for each."""
+    ends = np.cumsum(np.array(counts, np.int64), axis=1)[cap_class]  # (n, 3)
+    return (rank[:, None] >= ends[:, :2]).sum(axis=1).astype(np.int8)
 
 
-def split_by_group(
+def split_groups(
     group: np.ndarray,
-    group_hashes: np.ndarray,
     cap_class: np.ndarray,
+    size: np.ndarray,
     counts: Sequence[tuple[int, int, int]],
     *,
     has_test_dir: bool,
     kind: str,
 ) -> np.ndarray:
-    """As `split_by_read` with whole groups, the counts met as nearly as the groups allow, but at
-    least one group in each split (none in TEST when that has a directory of its own).
+    """TRAIN, VALIDATION or TEST (g,) int8 of whole groups; the counts are met as nearly as the
+    groups allow, with at least one group in each split (none in TEST when has_test_dir).
 
-    group: (n,) index into group_hashes (g,); kind: what a group is, for messages. A group with
-    reads of several classes goes where the first of these classes sends it.
-    Raises: InputError for a class with fewer groups than there are splits to fill."""
+    Entry i says that group[i] (0..g-1, in the order of their hashes) has size[i] > 0 reads of
+    cap_class[i]. A group with reads of several classes goes where the first of these sends it.
+    kind: "file" or "parent_read", for messages.
+    Raises: InputError that names the classes with fewer groups than there are splits to fill."""
     to_fill = [TRAIN, VALIDATION] if has_test_dir else [TRAIN, VALIDATION, TEST]
-    assigned = np.full(len(group_hashes), -1, np.int8)
-    for label, targets in enumerate(counts):
-        members, sizes = np.unique(group[cap_class == label], return_counts=True)
-        if len(members) < len(to_fill):
-            raise InputError(
-                f"split_params.group_by={kind}: class {label} has {_count(len(members), kind)}, "
-                f"{len(to_fill)} or more are needed, one per split. Add data, or split by read."
-            )
-        order = np.argsort(group_hashes[members], kind="stable")
-        members, sizes = members[order], sizes[order]
-        is_free = assigned[members] < 0
-        taken = [int(sizes[assigned[members] == split].sum()) for split in range(3)]
+    order = np.lexsort((group, cap_class))
+    group, size = group[order], size[order]
+    ends = np.cumsum(np.bincount(cap_class, minlength=len(counts)))
+    of_class = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    few = [
+        f"class {label} has {_count(rows.stop - rows.start, kind)}"
+        for label, rows in enumerate(of_class)
+        if rows.stop - rows.start < len(to_fill)
+    ]
+    if few:
+        raise InputError(
+            f"split_params.group_by={kind}: {', '.join(few)}; {len(to_fill)} or more are needed, "
+            "one per split. Add data, or split by read."
+        )
+    assigned = np.full(int(group.max()) + 1, -1, np.int8)
+    for label, (targets, rows) in enumerate(zip(counts, of_class, strict=True)):
+        members, sizes = group[rows], size[rows]
+        known = assigned[members]
+        taken = [int(sizes[known == split].sum()) for split in range(3)]
         wanted = [max(targets[split] - taken[split], 0) for split in to_fill]
         needed = [taken[split] == 0 for split in to_fill]
-        parts = _assign(sizes[is_free], wanted, needed)
+        parts = _assign(sizes[known < 0], wanted, needed)
         if parts is None:
             raise InputError(
                 f"split_params.group_by={kind}: class {label} can't have a {kind} in each split, "
                 "as it shares them with other classes. Split by read."
             )
-        assigned[members[is_free]] = np.array(to_fill, np.int8)[parts]
-    return assigned[group]
+        assigned[members[known < 0]] = np.array(to_fill, np.int8)[parts]
+    return assigned
 
 
 def _count(count: int, kind: str) -> str:
@@ -184,21 +125,35 @@ def _assign(sizes: np.ndarray, wanted: list[int], needed: list[bool]) -> np.ndar
     if len(sizes) < sum(needed):
         return None
     if not len(sizes):
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int8)
     if len(sizes) <= MAX_GROUPS_TRIED:
         return _best_assignment(sizes, wanted, needed)
-    parts = np.zeros(len(sizes), np.int64)
+    parts = np.zeros(len(sizes), np.int8)
     for part in range(len(wanted) - 1, 0, -1):  # train takes what is left
-        gap, reserved = wanted[part], sum(needed[:part])
         free = np.flatnonzero(parts == 0)
-        if needed[part] and not (np.abs(gap - sizes[free]) < gap).any():
-            parts[free[np.argmin(sizes[free])]] = part
-            continue
-        for i in free.tolist():
-            if abs(gap - int(sizes[i])) < abs(gap) and (parts == 0).sum() > reserved:
-                parts[i] = part
-                gap -= int(sizes[i])
+        taken = _taken(sizes[free], wanted[part])[: len(free) - sum(needed[:part])]
+        if needed[part] and not len(taken):
+            taken = np.argmin(sizes[free], keepdims=True)
+        parts[free[taken]] = part
     return parts
+
+
+def _taken(sizes: np.ndarray, target: int) -> np.ndarray:
+    """Indices of the groups taken when each, in turn, is taken if that brings the sum of their
+    sizes nearer to `target`."""
+    taken, at, gap = [np.zeros(0, np.int64)], 0, target
+    while gap > 0:
+        fitting = np.flatnonzero(sizes[at:] < 2 * gap)
+        if not len(fitting):
+            break
+        at += int(fitting[0])
+        run = sizes[at : at + gap]  # no more can fit: each has at least one read
+        is_nearer = run < 2 * (gap - (np.cumsum(run) - run))
+        count = len(run) if is_nearer.all() else int(np.argmin(is_nearer))
+        taken.append(np.arange(at, at + count))
+        gap -= int(run[:count].sum())
+        at += count
+    return np.concatenate(taken)
 
 
 def _best_assignment(sizes: np.ndarray, wanted: list[int], needed: list[bool]) -> np.ndarray | None:
@@ -213,15 +168,22 @@ def _best_assignment(sizes: np.ndarray, wanted: list[int], needed: list[bool]) -
     return None if gaps[best] >= np.iinfo(np.int64).max // 2 else tried[:, best]
 
 
-def stored_order(ids: np.ndarray, hashes: np.ndarray, cap_class: np.ndarray) -> np.ndarray:
-    """Indices in the order in which a split is written: each class shuffled by hash, the classes
-    interleaved (c0, c1, c2, c0, ... when equal in size, in proportion otherwise)."""
-    order = hash_order(hashes, ids)
-    place = np.empty(len(ids))
-    for label in np.unique(cap_class):
-        of_class = order[cap_class[order] == label]
-        place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
-    return np.lexsort((cap_class, place))
+def position_of_rank(rank: np.ndarray, cap_class: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Position (n,) int64 in a split of the read that is number rank (n,) of its class.
+
+    totals: (C,) reads of each class in the split. The classes are interleaved: c0, c1, c2, c0, ...
+    when equal in size, in proportion otherwise. Read r of a class of n stands at (r + 1/2) / n;
+    reads of equal standing come in the order of their classes."""
+    position = np.zeros(len(rank), np.int64)
+    standing = 2 * rank + 1  # over 2n
+    own = totals[cap_class]
+    for label, total in enumerate(totals.tolist()):
+        # The reads of `label` that stand before: odd numbers q with q * own < standing * total, or
+        # equal when its class comes first. Exact, as all are integers.
+        reach = standing * total
+        last = np.where(cap_class > label, reach // own, -(-reach // own) - 1)
+        position += np.where(cap_class == label, rank, np.clip((last + 1) // 2, 0, total))
+    return position
 
 
 def shard_bounds(reads: int, *, reads_per_shard: int, num_classes: int) -> list[int]:

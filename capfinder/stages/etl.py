@@ -1,18 +1,28 @@
 """CSV files -> one version of the dataset; a version of the same content and settings is reused."""
 
+import functools
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from capfinder import files
-from capfinder.data import loader, records, scan, sources, versions
+from capfinder.data import cache, compiled, hashing, records, scan, sources, versions
+from capfinder.data.leaks import LeakCheck
 from capfinder.data.plan import SplitRules
 from capfinder.data.sources import Source
 from capfinder.data.versions import Dataset
 from capfinder.errors import InputError
 from capfinder.log import logger
-from capfinder.stages.etl_build import Builder, EtlSettings, check_disjoint
+from capfinder.stages import etl_estimate, remote
+from capfinder.stages.etl_build import Builder, EtlSettings
+from capfinder.stages.etl_estimate import Estimate
+from capfinder.stages.remote import Remote
+
+COMPILING = "Compiling the inner loops for this machine (once, some 20 seconds)"
+Comet = Callable[[], Remote | None]
 
 
 @dataclass(frozen=True)
@@ -28,27 +38,39 @@ def run(config: ConfigDict) -> EtlResult:
     """The dataset of `config`: the version asked for, one with the same fingerprint, or a new one,
     written whole or not at all.
 
-    Raises: InputError for bad input; StageFailedError when a read would be in two splits."""
+    Raises: InputError for bad input; StageFailedError when a read would be in two splits;
+    SettingsError when a version would have to be fetched without a key."""
     settings = _settings(config)
-    output_dir = Path(config.shared_params.output_dir)
-    root = output_dir / "dataset" / records.DATASET_NAME
+    root = versions_root(config)
     wanted = config.etl_params.use_remote_dataset_version
     data_dir = Path(config.etl_params.caps_data_dir)
-    if wanted not in ("", "latest"):
-        result = _named(root, wanted)
-    elif not data_dir.exists():
-        result = _newest(root, data_dir)
-    else:
-        found = open_sources(config)
-        with files.exclusive_lock(
-            output_dir / "dataset" / ".lock", holder="the ETL of another run"
-        ):
+    found = open_sources(config) if wanted in ("", "latest") and data_dir.exists() else None
+    with (
+        files.exclusive_lock(
+            root.parent / ".lock",
+            holder="the ETL of another run",
+            waiting=lambda owner: logger.info("Waiting for %s, which uses %s", owner, root.parent),
+        ),
+        compiled.announced(lambda: logger.info(COMPILING)),
+    ):
+        files.remove_partial(root)
+        remote.clear_upload(root)
+        if found is not None:
             result = _from_sources(config, settings, found, root)
-    if result.reused:
-        _check_fits(result.dataset, settings)
-        _check_reused(result.dataset)
+        elif wanted in ("", "latest"):
+            result = _newest(config, root, data_dir)
+        else:
+            result = _named(config, root, wanted)
+        if result.reused:
+            _check_fits(result.dataset, settings)
+            _check_reused(result.dataset)
     logger.info("Dataset %s: %s", result.dataset.version, result.why)
     return result
+
+
+def versions_root(config: ConfigDict) -> Path:
+    """Where an output directory keeps its dataset versions."""
+    return Path(config.shared_params.output_dir) / "dataset" / records.DATASET_NAME
 
 
 def _settings(config: ConfigDict) -> EtlSettings:
@@ -70,27 +92,31 @@ def _settings(config: ConfigDict) -> EtlSettings:
     )
 
 
-def _named(root: Path, version: str) -> EtlResult:
-    dataset = versions.named(root, version)
-    if dataset is None:
-        local = ", ".join(versions.list_versions(root)) or "none"
-        raise InputError(
-            f"etl_params.use_remote_dataset_version={version}: no such version in {root} (there: "
-            f"{local}). Only local versions can be used so far: remote ones, which need a "
-            "COMET_API_KEY, aren't fetched yet."
-        )
-    return EtlResult(dataset, True, f"asked for; the local version in {dataset.directory} is used")
+def _named(config: ConfigDict, root: Path, wanted: str) -> EtlResult:
+    dataset = versions.named(root, wanted)
+    if dataset is not None:
+        why = f"asked for; the local version in {dataset.directory} is used"
+        return EtlResult(dataset, True, why)
+    comet = remote.required(config, root)
+    dataset = comet.fetch_named(wanted)
+    return EtlResult(dataset, True, f"asked for; fetched {comet.label(dataset.version)}")
 
 
-def _newest(root: Path, data_dir: Path) -> EtlResult:
+def _newest(config: ConfigDict, root: Path, data_dir: Path) -> EtlResult:
+    logger.warning("etl_params.caps_data_dir=%s doesn't exist", data_dir)
+    comet = remote.connect(config, root)
+    if comet is not None and (dataset := comet.fetch_latest()) is not None:
+        label = comet.label(dataset.version)
+        why = f"the newest in Comet, {label}, is used, as caps_data_dir {data_dir} doesn't exist"
+        return EtlResult(dataset, True, why)
     dataset = versions.latest(root)
     if dataset is None:
         raise InputError(
             f"etl_params.caps_data_dir={data_dir}: no such directory, and no dataset version in "
-            f"{root} to use instead. Name the directory of the cap-signal CSV files."
+            f"{root} {'' if comet is None else 'or in Comet '}to use instead. Name the directory "
+            "of the cap-signal CSV files."
         )
     why = f"the newest local version is used, as caps_data_dir {data_dir} doesn't exist"
-    logger.warning("etl_params.caps_data_dir=%s doesn't exist", data_dir)
     return EtlResult(dataset, True, why)
 
 
@@ -114,48 +140,68 @@ def open_sources(config: ConfigDict) -> list[Source]:
     return found
 
 
+def expect(config: ConfigDict) -> Estimate:
+    """What building the dataset would take. Raises: InputError for a bad file or missing class."""
+    return etl_estimate.estimate(open_sources(config), _settings(config))
+
+
 def _from_sources(
     config: ConfigDict, settings: EtlSettings, found: list[Source], root: Path
 ) -> EtlResult:
     """Called under the lock. Files are hashed beforehand only where that may save a pass."""
     root.mkdir(parents=True, exist_ok=True)
-    files.remove_partial(root)
+    # Comet's client takes seconds to load: asked only when no local version will do, and once.
+    comet = functools.cache(lambda: remote.connect(config, root))
     index = sources.DigestIndex(root.parent / "sources.json")
     digests = {source: digest for source in found if (digest := index.get(source))}
     if len(digests) < len(found) and versions.has_sources_of_sizes(root, (s.size for s in found)):
         digests = {s: digests.get(s) or files.sha256_file(s.path) for s in found}
     if len(digests) == len(found):
-        existing = _existing(root, _fingerprint(digests, settings))
+        existing = _existing(root, comet, _fingerprint(digests, settings))
         if existing is not None:
             index.add(digests)
             return existing
-    identities, facts = scan.scan_sources(
-        found,
-        seed=settings.rules.seed,
-        max_reject_fraction=settings.max_reject_fraction,
-    )
-    digests = {source: fact.sha256 for source, fact in zip(found, facts, strict=True)}
-    fingerprint = _fingerprint(digests, settings)
-    result = _existing(root, fingerprint)
-    if result is None:
-        number = versions.next_version(versions.list_versions(root))
-        builder = Builder(settings, found, identities, facts)
-        with files.atomic_directory(root / number) as partial:
-            builder.build(partial, number, fingerprint)
-        why = f"built from {config.etl_params.caps_data_dir}; no version had its fingerprint"
-        result = EtlResult(versions.open_dataset(root / number), False, why)
+    expected = etl_estimate.estimate(found, settings)
+    expected.check_space(root)
+    with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=root) as scratch:
+        scanned = scan.scan_sources(
+            found,
+            text_bytes=expected.text_bytes,
+            seed=settings.rules.seed,
+            max_reject_fraction=settings.max_reject_fraction,
+            scratch=Path(scratch),
+        )
+        digests = {source: fact.sha256 for source, fact in zip(found, scanned.facts, strict=True)}
+        fingerprint = _fingerprint(digests, settings)
+        result = _existing(root, comet, fingerprint)
+        if result is None:
+            builder = Builder(settings, found, scanned, Path(scratch))
+            result = _new_version(root, comet, builder, fingerprint)
     index.add(digests)
     return result
 
 
-def _existing(root: Path, fingerprint: str) -> EtlResult | None:
-    """The one place that says which version stands in for building one.
+def _new_version(root: Path, comet: Comet, builder: Builder, fingerprint: str) -> EtlResult:
+    other = comet()
+    taken = versions.list_versions(root) + ([] if other is None else other.numbers())
+    number = versions.next_version(taken)
+    with files.atomic_directory(root / number) as partial:
+        builder.build(partial, number, fingerprint)
+    why = f"built from {builder.sources[0].path.parent}; no version had its fingerprint"
+    return EtlResult(versions.open_dataset(root / number), False, why)
 
-    A remote one with this fingerprint would be fetched here, when no local one has it."""
+
+def _existing(root: Path, comet: Comet, fingerprint: str) -> EtlResult | None:
+    """The one place that says which version stands in for building one."""
     dataset = versions.find(root, fingerprint)
-    if dataset is None:
-        return None
-    return EtlResult(dataset, True, "reused; the local version has the same content and settings")
+    if dataset is not None:
+        why = "reused; the local version has the same content and settings"
+        return EtlResult(dataset, True, why)
+    other = comet()
+    if other is not None and (dataset := other.fetch_same(fingerprint)) is not None:
+        why = f"fetched {other.label(dataset.version)}, of the same content and settings"
+        return EtlResult(dataset, True, why)
+    return None
 
 
 def _fingerprint(digests: dict[Source, str], settings: EtlSettings) -> str:
@@ -188,6 +234,12 @@ def _check_fits(dataset: Dataset, settings: EtlSettings) -> None:
 
 def _check_reused(dataset: Dataset) -> None:
     """The check for leaks that a build ends with, over what a reused version holds."""
-    check_disjoint(
-        {split: loader.open_split(dataset.directory, split).read_id for split in records.SPLITS}
-    )
+    total = sum(shard["num_examples"] for shard in dataset.manifest["shards"])
+    root = dataset.directory.parent
+    with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=root) as scratch:
+        check = LeakCheck(Path(scratch), what="read_id", entries=total)
+        for number, split in enumerate(records.SPLITS):
+            for read_ids in cache.read_ids(dataset.directory, split):
+                hashes = hashing.keyed_hash(read_ids, seed=0)
+                check.add(number, hashes[:, hashing.CHOOSE], hashes[:, hashing.IDENTITY])
+        check.check()

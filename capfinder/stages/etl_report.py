@@ -1,27 +1,17 @@
-"""What the ETL says about its input: rejects.csv, the manifest's sources, the closing tables."""
+"""What the ETL says about its input: the manifest's sources, the closing tables."""
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capfinder import log
-from capfinder.data import scan
+from capfinder.data import quality
+from capfinder.data.plan import Plan
 from capfinder.data.records import SPLITS
-from capfinder.data.scan import FileFacts
+from capfinder.data.scan import Scanned
 from capfinder.data.sources import Source
 
 
-def write_rejects(path: Path, sources: Sequence[Source], facts: Sequence[FileFacts]) -> None:
-    """Every bad row: file, line, read_id, reason."""
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("file", "line", "read_id", "reason"))
-        for source, fact in zip(sources, facts, strict=True):
-            writer.writerows((source.name, *reject) for reject in sorted(fact.rejects))
-
-
-def source_facts(sources: Sequence[Source], facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
+def source_facts(sources: Sequence[Source], scanned: Scanned, plan: Plan) -> list[dict[str, Any]]:
     """For the manifest; cap_class as in the file, dataset_class as after etl_params.class_map."""
     return [
         {
@@ -33,29 +23,36 @@ def source_facts(sources: Sequence[Source], facts: Sequence[FileFacts]) -> list[
             "dataset_class": source.label,
             "is_test": source.is_test,
             "rows": fact.rows,
-            "good": fact.rows - len(fact.rejects),
+            "good": fact.rows - rejected,
+            "chosen": chosen,
         }
-        for source, fact in zip(sources, facts, strict=True)
+        for source, fact, rejected, chosen in zip(
+            sources,
+            scanned.facts,
+            scanned.rejects.per_file,
+            plan.chosen_of_file.tolist(),
+            strict=True,
+        )
     ]
 
 
-def show_summary(
-    sources: Sequence[Source], facts: Sequence[FileFacts], counts: dict[str, dict[str, int]]
-) -> None:
+def show_summary(manifest: Mapping[str, Any]) -> None:
+    """The tables that end the ETL, from the new version's manifest."""
     rows = []
-    for label in sorted({source.label for source in sources}):
-        of_class = [f for s, f in zip(sources, facts, strict=True) if s.label == label]
-        used = [counts[split][str(label)] for split in SPLITS]
+    for label in sorted({source["dataset_class"] for source in manifest["sources"]}):
+        of_class = [each for each in manifest["sources"] if each["dataset_class"] == label]
+        used = [manifest["counts"][split][str(label)] for split in SPLITS]
         figures = (
-            sum(fact.rows for fact in of_class),
-            sum(len(fact.rejects) for fact in of_class),
+            sum(source["rows"] for source in of_class),
+            sum(source["rows"] - source["good"] for source in of_class),
             len(of_class),
             sum(used),
             *used,
         )
         rows.append((label, *(f"{figure:,}" for figure in figures)))
     log.table("Reads", ("class", "rows", "rejected", "runs", "chosen", *SPLITS), rows)
-    rejects = scan.count_rejects(facts)
-    if rejects:
-        counted = [(reason, f"{count:,}") for reason, count in rejects.items()]
+    names = [str(label) for label in range(manifest["num_classes"])]
+    log.table("Runs", quality.COLUMNS, quality.table(manifest["quality"], names), left=(0, 1))
+    if manifest["rejects"]:
+        counted = [(reason, f"{count:,}") for reason, count in manifest["rejects"].items()]
         log.table("Rejected rows (all in rejects.csv)", ("reason", "rows"), counted)
