@@ -168,6 +168,7 @@ def _capfinder(arguments: Sequence[str]) -> None:
         _add_create_train_config,
         _add_train_model,
         _add_make_train_dataset,
+        _add_inspect,
         _add_simulate,
         _add_report,
         _add_settings,
@@ -285,6 +286,35 @@ def _make_train_dataset(known: argparse.Namespace) -> None:
     overrides["shared_params.use_augmentation"] = known.use_augmentation
     config = settings.checked(settings.default_config(), overrides)
     _run_pipeline(config, stages=("etl",), dry_run=False)
+
+
+def _add_inspect(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "Say what a dataset holds and where it came from; check it; draw example signals.",
+    )
+    add = parser.add_argument
+    add("dataset", type=Path, help="a run's output directory, or one version of a dataset")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        help="also write FILE.html (tables and example signals) or FILE.png (signals alone)",
+    )
+    add(
+        "--verify",
+        action="store_true",
+        help="read every byte: checksums, counts, no read twice or in two splits",
+    )
+
+
+def _inspect(known: argparse.Namespace) -> None:
+    from capfinder.inspection import command
+
+    log.start(None)
+    command.run(known.dataset, output=known.output, verify=known.verify)
 
 
 def _add_simulate(commands: "argparse._SubParsersAction[_Parser]") -> None:

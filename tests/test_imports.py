@@ -15,7 +15,7 @@ LAYERS = (
     ("pipeline",),
     ("preparation",),
     ("stages",),
-    ("simulate", "run_record", *MIDDLE),
+    ("simulate", "inspection", "run_record", *MIDDLE),
     ("settings", "capmap", "interrupts"),
     ("files", "log", "allowed", "libraries"),
     ("errors", ""),
@@ -23,9 +23,10 @@ LAYERS = (
 # Sole importers of what is slow to load or hard to replace.
 OWNERS = {
     "optuna": {"stages/tune.py", "stages/study.py"},
-    "comet_ml": {"tracking.py"},
+    "comet_ml": {"tracking/client.py"},
     "keras": {"libraries.py"},
     "tensorflow": {"libraries.py"},
+    "matplotlib": {"inspection/plot.py"},
     "tensorflow_datasets": {"data/records.py"},
 }
 

@@ -1,0 +1,1 @@
+"""`capfinder inspect`: what a dataset version holds, where it came from, whether it is whole."""
