@@ -69,7 +69,8 @@ def find_duplicates(records: np.ndarray, label: np.ndarray, run_rank: np.ndarray
     members = np.flatnonzero(np.append(is_same, False) | np.insert(is_same, 0, False))
     read = np.cumsum(np.insert(~is_same, 0, True))[members]  # number of the read_id
     content = records["content"][members]
-    order = np.lexsort((run_rank[members], content[:, 1], content[:, 0], read))
+    place = records["line"][members], records["file"][members]  # for copies alike in all else
+    order = np.lexsort((*place, run_rank[members], content[:, 1], content[:, 0], read))
     members, read = members[order], read[order]
     is_first = np.insert(read[1:] != read[:-1], 0, True)
     verdict[members[~is_first]] = DUPLICATE

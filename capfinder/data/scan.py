@@ -1,7 +1,8 @@
 """Pass one: every row's identity, every reject, every file's checksum, without parsing a number."""
 
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from capfinder.data.rejects import DUPLICATE as DUPLICATED
 from capfinder.data.rejects import Rejects
 from capfinder.data.sources import Source
 from capfinder.data.spill import Spill
-from capfinder.data.stream import BLOCK_BYTES, map_in_order
+from capfinder.data.stream import BLOCK_BYTES, map_in_order, merge
 from capfinder.errors import InputError
 
 MEGABYTE = 1_000_000
@@ -103,26 +104,30 @@ def scan_sources(
     statistics = RunStatistics(len(found))
     total = sum(source.size for source in found)
 
-    def blocks() -> Iterator[tuple[int, Block, int]]:
-        for number, source in enumerate(found):
-            digest, seen = hashlib.sha256(), 0
-            for block, position in read_blocks(source.path, block_bytes=BLOCK_BYTES, digest=digest):
-                yield number, block, position - seen
-                seen = position
-            facts[number].sha256 = digest.hexdigest()
+    def blocks(number: int) -> Generator[tuple[int, Block | None, int]]:
+        digest, seen = hashlib.sha256(), 0
+        path = found[number].path
+        for block, position in read_blocks(path, block_bytes=BLOCK_BYTES, digest=digest):
+            yield number, block, position - seen
+            seen = position
+        facts[number].sha256 = digest.hexdigest()
+        yield number, None, 0  # the file's end
 
-    def scan_one(item: tuple[int, Block, int]) -> tuple[int, ScannedBlock, int]:
+    def scan_one(item: tuple[int, Block | None, int]) -> tuple[int, ScannedBlock | None, int]:
         number, block, size = item
+        if block is None:
+            return number, None, 0
         scanned = scan(block, file=number, cap_class=found[number].cap_class, seed=seed)
         return number, scanned, size
 
     runs = np.zeros((len(found), 2), np.uint64)
     with log.progress("Reading CSV files", total=-(-total // MEGABYTE), unit="MB") as bar:
-        progress, current = Progress(bar), 0
-        for number, scanned, size in map_in_order(scan_one, blocks()):
-            if number != current:
-                rejects.check(current, facts[current].rows, max_reject_fraction)
-                current = number
+        progress = Progress(bar)
+        streams = [functools.partial(blocks, number) for number in range(len(found))]
+        for number, scanned, size in map_in_order(scan_one, merge(streams)):
+            if scanned is None:
+                rejects.check(number, facts[number].rows, max_reject_fraction)
+                continue
             facts[number].rows += scanned.rows
             rejects.add(number, scanned.rejects)
             statistics.add_lengths(number, scanned.samples)
@@ -131,7 +136,6 @@ def scan_sources(
             identities.add(scanned.records)
             progress.advance(size)
     for number, (source, fact) in enumerate(zip(found, facts, strict=True)):
-        rejects.check(number, fact.rows, max_reject_fraction)
         source.check_unchanged()
         fact.run = "{:016x}{:016x}".format(*runs[number].tolist())
     scanned_all = Scanned(identities, facts, rejects, statistics)
@@ -148,6 +152,10 @@ def segment_of(file: np.ndarray, begin: np.ndarray) -> np.ndarray:
     """Part (n,) int64 of a Spill for rows in the order of the files: their file, then their place
     in it. file (n,); begin (n,) byte where a row begins."""
     return file.astype(np.int64) << 32 | begin // BYTES_PER_PART
+
+
+def file_of_segment(segment: int) -> int:
+    return segment >> 32
 
 
 def unique_reads(

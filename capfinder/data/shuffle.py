@@ -3,23 +3,24 @@
 First each row goes to the bucket of its shard, in whatever order it comes; then one bucket at a
 time is read, put in order and written as a shard."""
 
+import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from capfinder import log
-from capfinder.data import records
+from capfinder.data import records, scan
 from capfinder.data.csv_files import read_ranges
 from capfinder.data.csv_reader import Signals, parse_signals
 from capfinder.data.plan import Plan, Shard
 from capfinder.data.records import ShardFile
 from capfinder.data.sources import Source
 from capfinder.data.spill import Spill
-from capfinder.data.stream import BLOCK_BYTES, map_in_order
+from capfinder.data.stream import BLOCK_BYTES, map_in_order, merge
 from capfinder.errors import StageFailedError
 
 MAX_GAP_BYTES = 1 << 16  # between two chosen rows: reading on is cheaper than a seek below this
@@ -61,22 +62,19 @@ def _texts(data: bytes, begins: np.ndarray, sizes: np.ndarray, width: int) -> np
 def parse_rows(
     plan: Plan, sources: Sequence[Source], *, target_length: int, dtype: str
 ) -> Iterator[ParsedBlock]:
-    """Parses the chosen rows, block by block, in the order of the files.
+    """Parses the chosen rows, block by block, in the order of each file.
 
     Raises: InputError when a file has changed since it was scanned."""
 
-    def blocks() -> Iterator[tuple[np.ndarray, bytes]]:
-        by_file = itertools.groupby(_near_rows(plan.rows), lambda rows: int(rows["file"][0]))
-        for number, groups in by_file:
-            source = sources[number]
-            source.check_unchanged()
-            waiting: deque[np.ndarray] = deque()
-            for data in read_ranges(source.path, _ranges(groups, waiting)):
-                rows = waiting.popleft()
-                if len(data) != rows["end"][-1] - rows["begin"][0]:
-                    break  # a file that was cut: said below
-                yield rows, data
-            source.check_unchanged()
+    def blocks(source: Source, parts: Sequence[int]) -> Generator[tuple[np.ndarray, bytes]]:
+        source.check_unchanged()
+        waiting: deque[np.ndarray] = deque()
+        for data in read_ranges(source.path, _ranges(_near_rows(plan.rows, parts), waiting)):
+            rows = waiting.popleft()
+            if len(data) != rows["end"][-1] - rows["begin"][0]:
+                break  # a file that was cut: said below
+            yield rows, data
+        source.check_unchanged()
 
     def parse(item: tuple[np.ndarray, bytes]) -> ParsedBlock:
         rows, data = item
@@ -86,14 +84,16 @@ def parse_rows(
 
     total = len(plan.rows)
     with log.progress("Parsing chosen reads", total=total, unit="reads") as bar:
-        for parsed in map_in_order(parse, blocks()):
+        by_file = itertools.groupby(plan.rows.parts(), scan.file_of_segment)
+        streams = [functools.partial(blocks, sources[file], list(parts)) for file, parts in by_file]
+        for parsed in map_in_order(parse, merge(streams)):
             yield parsed
             bar.advance(len(parsed.rows))
 
 
-def _near_rows(planned: Spill) -> Iterator[np.ndarray]:
-    """The chosen rows in the order of the files, in groups that are worth one read each."""
-    for part in planned.parts():
+def _near_rows(planned: Spill, parts: Sequence[int]) -> Iterator[np.ndarray]:
+    """The chosen rows of a file in their order, in groups that are worth one read each."""
+    for part in parts:
         rows = planned.read(part)
         rows = rows[np.argsort(rows["begin"])]
         begin, end = rows["begin"], rows["end"]
