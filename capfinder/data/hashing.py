@@ -67,12 +67,14 @@ def _hash_rows(
     state = np.empty_like(keyed)
     for row in range(len(words)):
         size = _size(words[row])
-        state[:] = keyed if size else only_key
+        for word in range(8):  # a slice's assignment would take seconds more to compile
+            state[word] = keyed[word] if size else only_key[word]
         for at in range(0, size, _BLOCK_BYTES):
             hashed = _BLOCK_BYTES + min(size, at + _BLOCK_BYTES)
             block = words[row, at // 8 : at // 8 + 16]
             _compress(state, block, hashed, at + _BLOCK_BYTES >= size)
-        hashes[row] = state[:4]
+        for word in range(4):
+            hashes[row, word] = state[word]
 
 
 @helper

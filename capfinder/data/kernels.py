@@ -95,7 +95,7 @@ def usual_rows(
     content = np.empty((count, 2), np.uint64)
     for row in range(count):
         start, end = bounds[0, row], bounds[1, row]
-        content[row] = content_hash(buffer, start, end, U64(0))
+        content[row, 0], content[row, 1] = content_hash(buffer, start, end, U64(0))
         if end - start > max_row_bytes:
             continue
         id_start, id_end, at = _id_field(buffer, start, end, max_id_bytes)
