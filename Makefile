@@ -4,11 +4,14 @@ BIN := $(VENV)/bin
 CANDIDATES := $(PYTHON) python3.13 python3.12 python3.11 python3 python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format clean
+.PHONY: help demo test faults fuzz bench format clean
 
 help:
 	@echo "make demo    install, simulate caps, train a classifier on them (runs/demo/)"
 	@echo "make test    ruff, mypy and pytest"
+	@echo "make faults  kill the ETL 50 times at random moments, compare what reruns make of it"
+	@echo "make fuzz    20,000 damaged inputs through the ETL, compared with a slow reference"
+	@echo "make bench   the ETL against Capfinder 0.4.3's, and from 0.5 to 5 GB (benchmarks/)"
 	@echo "make format  apply ruff's formatting and fixes"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
 
@@ -38,6 +41,16 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python tests/faults/etl_kills.py --kills 50
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python tests/fuzz/etl_fuzz.py --cases 20000
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/etl.py --reads_per_class 10000 --rounds 5
+	$(BIN)/python benchmarks/etl_scale.py --gigabytes 0.5 5 --tiny_reads 20000000
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
