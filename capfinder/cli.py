@@ -257,6 +257,14 @@ def _add_make_train_dataset(commands: "argparse._SubParsersAction[_Parser]") -> 
         help="accepted; augmentation happens while training",
     )
     add("--seed", default="42", help="seed of selection and splits")
+    add("--group_by", default="read", help="read | parent_read | file: goes to one split whole")
+    add("--test_caps_data_dir", default="null", help="its CSV files are the test set, whole")
+    add(
+        "--keep_all",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="use every read of every class, EXAMPLES_PER_CLASS at most",
+    )
 
 
 def _make_train_dataset(known: argparse.Namespace) -> None:
@@ -276,6 +284,7 @@ def _make_train_dataset(known: argparse.Namespace) -> None:
             "num_classes",
             "batch_size",
         ),
+        "split_params": ("group_by", "test_caps_data_dir"),
         "tune_params": ("seed",),
     }
     overrides = dict(
@@ -284,6 +293,7 @@ def _make_train_dataset(known: argparse.Namespace) -> None:
         for name in names
     )
     overrides["shared_params.use_augmentation"] = known.use_augmentation
+    overrides["split_params.keep_all"] = known.keep_all
     config = settings.checked(settings.default_config(), overrides)
     _run_pipeline(config, stages=("etl",), dry_run=False)
 

@@ -388,6 +388,22 @@ def test_make_train_dataset_makes_what_the_etl_stage_makes(surroundings, whole_r
     assert capfinder(tmp_path, "make-train-dataset", *arguments, "-d", "float8").code == 2
 
 
+def test_make_train_dataset_splits_by_group_keeps_all_and_takes_a_test_directory(tmp_path):
+    caps = write_classes(tmp_path / "caps", runs=3)
+    (caps / "data__cap_1_run2.csv").rename(tmp_path / "data__cap_1_run2.csv")
+    held_out = write_classes(tmp_path / "held_out", runs=1, reads=4)
+    for path in held_out.iterdir():
+        path.write_text(re.sub(r"^(\w{8})-", r"\1_", path.read_text(), flags=re.M))  # other reads
+    arguments = ["-c", str(caps), "-o", str(tmp_path / "out"), "--num_classes", "2", "-e", "null"]
+    options = ["--group_by", "file", "--test_caps_data_dir", str(held_out), "--keep_all"]
+    assert capfinder(tmp_path, "make-train-dataset", *arguments, *options).code == 0
+    made = versions.open_dataset(tmp_path / "out" / "dataset" / "cap_data" / "1.0.0").manifest
+    assert made["settings"]["group_by"] == "file"
+    assert made["counts"]["test"] == {"0": 4, "1": 4}
+    used = {label: sum(made["counts"][s][label] for s in ("train", "validation")) for label in "01"}
+    assert used == {"0": 60, "1": 40}
+
+
 def test_make_train_dataset_has_the_defaults_that_users_know(tmp_path):
     caps = write_classes(tmp_path / "caps", classes=4, runs=1, reads=20)
     ended = capfinder(tmp_path, "make-train-dataset", "-c", str(caps), "-o", str(tmp_path))
