@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from capfinder.tracking import Tracker
 
 
-UPLOAD_PENDING = "upload.json"  # in dataset/: the fingerprint of a version that is to be sent
-
-
 @dataclass(frozen=True)
 class Context:
     """What every stage of one run shares."""
@@ -129,15 +126,9 @@ def _etl(context: Context) -> "Dataset":
             "asked": asked,
         }
         _begin(context, dataset, facts)
-    if not result.reused or _is_upload_pending(context, dataset):
+    if result.is_unpublished:
         _publish(context, dataset)
     return dataset
-
-
-def _is_upload_pending(context: Context, dataset: "Dataset") -> bool:
-    """A run that built this version was stopped before it had sent it."""
-    pending = context.output_dir / "dataset" / UPLOAD_PENDING
-    return pending.exists() and files.read_json(pending) == dataset.fingerprint
 
 
 def _publish(context: Context, dataset: "Dataset") -> None:
@@ -145,17 +136,16 @@ def _publish(context: Context, dataset: "Dataset") -> None:
     from capfinder.stages import etl, remote
 
     config = context.config
-    pending = context.output_dir / "dataset" / UPLOAD_PENDING
-    files.write_json(pending, dataset.fingerprint)
     with context.tracked(config.etl_params.comet_project_name, "dataset") as tracker:
         _track_dataset(tracker, dataset)
         tracker.log_file(dataset.directory / "manifest.json")
-        comet = remote.connect(config, etl.versions_root(config))
+        root = etl.versions_root(config)
+        comet = remote.connect(config, root)
         label = None if comet is None else comet.upload(dataset, tracker)
         if label is not None:
             context.record.update(dataset=context.record.values["dataset"] | {"artifact": label})
-        if comet is None or label is not None:
-            pending.unlink()  # else a later run tries again
+        if comet is None or label is not None:  # else a later run tries again
+            etl.unpublished(root).unlink(missing_ok=True)
 
 
 def _begin(context: Context, dataset: "Dataset", facts: dict[str, Any]) -> None:

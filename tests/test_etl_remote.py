@@ -84,4 +84,4 @@ def test_an_upload_that_failed_is_tried_again_by_the_next_run(server: Server, tm
     again = run(data, tmp_path / "one")
     assert again["why"].startswith("reused")
     assert again["artifact"].endswith("/cap_data:1.0.0")
-    assert not (tmp_path / "one" / "dataset" / pipeline.UPLOAD_PENDING).exists()
+    assert not list((tmp_path / "one" / "dataset").glob("*unpublished*"))

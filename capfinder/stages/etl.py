@@ -1,5 +1,6 @@
 """CSV files -> one version of the dataset; a version of the same content and settings is reused."""
 
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable
@@ -27,11 +28,13 @@ Comet = Callable[[], Remote | None]
 
 @dataclass(frozen=True)
 class EtlResult:
-    """`why`: for the summary, how this version came to be used."""
+    """`why`: for the summary, how this version came to be used; `is_unpublished`: it was built
+    here, by this run or by one that was stopped before it had logged and sent it."""
 
     dataset: Dataset
     reused: bool
     why: str
+    is_unpublished: bool = False
 
 
 def run(config: ConfigDict) -> EtlResult:
@@ -54,6 +57,7 @@ def run(config: ConfigDict) -> EtlResult:
         compiled.announced(lambda: logger.info(COMPILING)),
     ):
         files.remove_partial(root)
+        files.remove_partial(root.parent)
         remote.clear_upload(root)
         if found is not None:
             result = _from_sources(config, settings, found, root)
@@ -64,8 +68,15 @@ def run(config: ConfigDict) -> EtlResult:
         if result.reused:
             _check_fits(result.dataset, settings)
             _check_reused(result.dataset)
+        mark = unpublished(root)
+        is_unpublished = mark.exists() and mark.read_text() == result.dataset.fingerprint
     logger.info("Dataset %s: %s", result.dataset.version, result.why)
-    return result
+    return dataclasses.replace(result, is_unpublished=is_unpublished)
+
+
+def unpublished(root: Path) -> Path:
+    """The file that holds the fingerprint of the last version built, until it was published."""
+    return root.parent / ".unpublished"
 
 
 def versions_root(config: ConfigDict) -> Path:
@@ -185,6 +196,7 @@ def _new_version(root: Path, comet: Comet, builder: Builder, fingerprint: str) -
     other = comet()
     taken = versions.list_versions(root) + ([] if other is None else other.numbers())
     number = versions.next_version(taken)
+    files.write_text(unpublished(root), fingerprint)
     with files.atomic_directory(root / number) as partial:
         builder.build(partial, number, fingerprint)
     why = f"built from {builder.sources[0].path.parent}; no version had its fingerprint"
