@@ -113,6 +113,14 @@ def some_of(*values: str) -> Allowed:
     return Allowed(tuple, f"a list of some of {', '.join(values)}", convert)
 
 
+def _flags(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError
+    if not all(isinstance(item, str) and item.startswith("--") for item in value):
+        raise ValueError
+    return tuple(value)
+
+
 def _class_map(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise ValueError
@@ -145,6 +153,7 @@ def plain(value: Any) -> Any:
 
 
 BOOLEAN = Allowed(bool, "true | false", _boolean)
+FLAGS = Allowed(tuple, 'a list of options such as ["--runner=FlinkRunner"]', _flags)
 VERSION = Allowed(str, '"" | latest | X.Y.Z', _version)
 CLASS_MAP = Allowed(dict, 'a mapping onto classes 0, 1, ... such as {"0": 0, "3": 1}', _class_map)
 FRACTION = number(above=0, below=1)

@@ -20,6 +20,8 @@ WITHOUT_EFFECT = (
     "etl_params.use_remote_dataset_version",
     "etl_params.caps_data_dir",
     "etl_params.comet_project_name",
+    "etl_params.engine",
+    "etl_params.beam_options",
     "tune_params.comet_project_name",
     "tune_params.overwrite",
     "tune_params.storage",

@@ -18,6 +18,7 @@ from capfinder import files
 from capfinder.allowed import (
     BOOLEAN,
     CLASS_MAP,
+    FLAGS,
     FRACTION,
     RATE,
     VERSION,
@@ -108,6 +109,19 @@ SETTINGS: tuple[Setting, ...] = (
         number(at_least=0, at_most=1),
         "share of bad rows in a file above which the run stops",
         unit="of a file's rows",
+    ),
+    Setting(
+        "etl_params.engine",
+        "local",
+        one_of("local", "beam"),
+        "what reads and writes the bulk of the data: this machine, or the workers of Apache Beam "
+        "(pip install '.[beam]'); the dataset is the same",
+    ),
+    Setting(
+        "etl_params.beam_options",
+        (),
+        FLAGS,
+        "beam only: Apache Beam's pipeline options; []: its DirectRunner on this machine",
     ),
     Setting("tune_params.comet_project_name", "capfinder_tune", text(), "Comet project of tuning"),
     Setting(
@@ -429,6 +443,8 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             f"etl_params.class_map={class_map}: names {len(class_map)} classes, "
             f"shared_params.num_classes is {num_classes}"
         )
+    if flat["etl_params.beam_options"] and flat["etl_params.engine"] != "beam":
+        raise SettingsError("etl_params.beam_options: only for etl_params.engine=beam")
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ OWNERS = {
     "tensorflow": {"libraries.py"},
     "matplotlib": {"inspection/plot.py"},
     "tensorflow_datasets": {"data/records.py"},
+    "apache_beam": {f"data/beam/{name}.py" for name in ("engine", "exchange", "options")},
 }
 
 

@@ -909,6 +909,10 @@ def test_sigterm_ends_the_run_with_143_and_the_handlers_come_back():
 # Where each setting's effect is shown
 
 SHOWN_BY: dict[str, dict[str, tuple[str, ...]]] = {
+    "test_beam": {
+        "test_beam_builds_the_dataset_that_this_machine_builds": ("etl_params.engine",),
+        "test_workers_may_know_the_files_by_other_names": ("etl_params.beam_options",),
+    },
     "test_command_line": {
         "test_resnet_with_bayesian_optimization_and_sgdr_from_json": ("shared_params.model_type",),
     },

@@ -88,8 +88,13 @@ def read_blocks(path: Path, *, block_bytes: int, digest: Any) -> Iterator[tuple[
 
 def _whole_lines(path: Path, stream: Any, block_bytes: int) -> Iterator[Block]:
     first = stream.readline(HEAD_BYTES)
-    _check_header(path, first)
-    offset, line, rest = len(first), 2, b""
+    check_header(path, first)
+    yield from whole_lines(stream, block_bytes, offset=len(first), line=2)
+
+
+def whole_lines(stream: Any, block_bytes: int, *, offset: int, line: int) -> Iterator[Block]:
+    """The rest of a stream, which is at the byte `offset`, where line number `line` begins."""
+    rest = b""
     while chunk := stream.read(block_bytes):
         data = rest + chunk
         cut = data.rfind(b"\n") + 1
@@ -101,10 +106,14 @@ def _whole_lines(path: Path, stream: Any, block_bytes: int) -> Iterator[Block]:
         rest = data[cut:]
         if cut:
             yield Block(data[:cut], offset, line)
-            line += int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
+            line += count_line_ends(data)
             offset += cut
     if rest:
         yield Block(rest, offset, line)
+
+
+def count_line_ends(data: bytes) -> int:
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
 
 
 def _skip_line(stream: Any) -> int:
@@ -117,7 +126,8 @@ def _skip_line(stream: Any) -> int:
     return size
 
 
-def _check_header(path: Path, first: bytes) -> None:
+def check_header(path: Path, first: bytes) -> None:
+    """first: line 1, or the start of it. Raises: InputError when it isn't the header."""
     if not first:
         raise InputError(f"{path}: is empty; expected the header {HEADER.decode()} and rows")
     names = first.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").removesuffix(b"\r")

@@ -1,8 +1,9 @@
 """Pass one: every row's identity, every reject, every file's checksum, without parsing a number."""
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,9 @@ class Scanned:
     statistics: RunStatistics
 
 
+ScanFiles = Callable[..., Generator[tuple[int, ScannedBlock | None]]]  # as scan_files below
+
+
 class Progress:
     """Moves a bar of megabytes by bytes."""
 
@@ -85,23 +89,11 @@ def scan(block: Block, *, file: int, cap_class: int, seed: int) -> ScannedBlock:
     return ScannedBlock(records_of(rows, hashes, file), rows.samples, rejects, count)
 
 
-def scan_sources(
-    found: Sequence[Source],
-    *,
-    text_bytes: int,
-    seed: int,
-    max_reject_fraction: float,
-    scratch: Path,
-) -> Scanned:
-    """Reads every file once. Duplicates, in one class or in two, are among the rejects already.
-
-    text_bytes: about how much text the files hold, decompressed.
-    Raises: InputError when a file has more rejects than allowed, duplicates counted, or a read is
-    in both directories."""
-    facts = [FileFacts() for _ in found]
-    identities = Identities(scratch, parts=max(1, -(-text_bytes // BYTES_PER_PART)))
-    rejects = Rejects(scratch, found)
-    statistics = RunStatistics(len(found))
+def scan_files(
+    found: Sequence[Source], facts: Sequence[FileFacts], *, seed: int
+) -> Generator[tuple[int, ScannedBlock | None]]:
+    """A file's number and one of its blocks, in their order; None at its end, when the sha256 of
+    its facts is set. Files may come side by side."""
     total = sum(source.size for source in found)
 
     def blocks(number: int) -> Generator[tuple[int, Block | None, int]]:
@@ -120,11 +112,35 @@ def scan_sources(
         scanned = scan(block, file=number, cap_class=found[number].cap_class, seed=seed)
         return number, scanned, size
 
-    runs = np.zeros((len(found), 2), np.uint64)
     with log.progress("Reading CSV files", total=-(-total // MEGABYTE), unit="MB") as bar:
         progress = Progress(bar)
         streams = [functools.partial(blocks, number) for number in range(len(found))]
         for number, scanned, size in map_in_order(scan_one, merge(streams)):
+            yield number, scanned
+            progress.advance(size)
+
+
+def scan_sources(
+    found: Sequence[Source],
+    *,
+    scan_files: ScanFiles,
+    text_bytes: int,
+    seed: int,
+    max_reject_fraction: float,
+    scratch: Path,
+) -> Scanned:
+    """Reads every file once. Duplicates, in one class or in two, are among the rejects already.
+
+    scan_files: the engine's; text_bytes: about how much text the files hold, decompressed.
+    Raises: InputError when a file has more rejects than allowed, duplicates counted, or a read is
+    in both directories."""
+    facts = [FileFacts() for _ in found]
+    identities = Identities(scratch, parts=max(1, -(-text_bytes // BYTES_PER_PART)))
+    rejects = Rejects(scratch, found)
+    statistics = RunStatistics(len(found))
+    runs = np.zeros((len(found), 2), np.uint64)
+    with contextlib.closing(scan_files(found, facts, seed=seed)) as blocks:
+        for number, scanned in blocks:
             if scanned is None:
                 rejects.check(number, facts[number].rows, max_reject_fraction)
                 continue
@@ -134,7 +150,6 @@ def scan_sources(
             # Modulo 2**64: a checksum that doesn't hang on the order of rows.
             runs[number] += scanned.records["content"].sum(axis=0, dtype=np.uint64)
             identities.add(scanned.records)
-            progress.advance(size)
     for number, (source, fact) in enumerate(zip(found, facts, strict=True)):
         source.check_unchanged()
         fact.run = "{:016x}{:016x}".format(*runs[number].tolist())

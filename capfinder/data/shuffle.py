@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from capfinder.data.records import ShardFile
 from capfinder.data.sources import Source
 from capfinder.data.spill import Spill
 from capfinder.data.stream import BLOCK_BYTES, map_in_order, merge
-from capfinder.errors import StageFailedError
+from capfinder.errors import InputError, StageFailedError
 
 MAX_GAP_BYTES = 1 << 16  # between two chosen rows: reading on is cheaper than a seek below this
 SHARD_WRITERS = 2  # each holds some copies of a shard in memory
@@ -68,12 +69,8 @@ def parse_rows(
 
     def blocks(source: Source, parts: Sequence[int]) -> Generator[tuple[np.ndarray, bytes]]:
         source.check_unchanged()
-        waiting: deque[np.ndarray] = deque()
-        for data in read_ranges(source.path, _ranges(_near_rows(plan.rows, parts), waiting)):
-            rows = waiting.popleft()
-            if len(data) != rows["end"][-1] - rows["begin"][0]:
-                break  # a file that was cut: said below
-            yield rows, data
+        near = (rows for part in parts for rows in near_rows(plan.rows.read(part)))
+        yield from read_groups(source.path, near)
         source.check_unchanged()
 
     def parse(item: tuple[np.ndarray, bytes]) -> ParsedBlock:
@@ -91,15 +88,25 @@ def parse_rows(
             bar.advance(len(parsed.rows))
 
 
-def _near_rows(planned: Spill, parts: Sequence[int]) -> Iterator[np.ndarray]:
-    """The chosen rows of a file in their order, in groups that are worth one read each."""
-    for part in parts:
-        rows = planned.read(part)
-        rows = rows[np.argsort(rows["begin"])]
-        begin, end = rows["begin"], rows["end"]
-        is_break = np.diff(begin // BLOCK_BYTES) != 0
-        is_break |= begin[1:] - end[:-1] > MAX_GAP_BYTES
-        yield from np.split(rows, np.flatnonzero(is_break) + 1)
+def near_rows(rows: np.ndarray) -> list[np.ndarray]:
+    """Chosen rows of one file, put in its order, in groups that are worth one read each."""
+    rows = rows[np.argsort(rows["begin"])]
+    begin, end = rows["begin"], rows["end"]
+    is_break = np.diff(begin // BLOCK_BYTES) != 0
+    is_break |= begin[1:] - end[:-1] > MAX_GAP_BYTES
+    return np.split(rows, np.flatnonzero(is_break) + 1)
+
+
+def read_groups(path: Path, groups: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Each of the groups of near rows of a file with the bytes that `parse_block` wants.
+
+    Raises: InputError when the file has been cut."""
+    waiting: deque[np.ndarray] = deque()
+    for data in read_ranges(path, _ranges(groups, waiting)):
+        rows = waiting.popleft()
+        if len(data) != rows["end"][-1] - rows["begin"][0]:
+            raise InputError(f"{path}: changed while it was read. Run again when it is whole.")
+        yield rows, data
 
 
 def _ranges(groups: Iterator[np.ndarray], waiting: deque[np.ndarray]) -> Iterator[tuple[int, int]]:
@@ -109,29 +116,39 @@ def _ranges(groups: Iterator[np.ndarray], waiting: deque[np.ndarray]) -> Iterato
         yield int(rows["begin"][0]), int(rows["end"][-1])
 
 
+def bucket_dtype(*, id_bytes: int, target_length: int, dtype: str) -> np.dtype:
+    """Of a row on its way to a shard, fixed in width."""
+    return np.dtype(
+        [
+            ("place", "<i4"),
+            ("length", "<i4"),
+            ("label", "<i4"),
+            ("group", "<u8"),
+            ("read_id", f"S{id_bytes}"),
+            ("signal", dtype, target_length),
+        ]
+    )
+
+
+def bucket_rows(parsed: ParsedBlock, row: np.dtype) -> np.ndarray:
+    """(k,) of the `bucket_dtype` row."""
+    rows = np.empty(len(parsed.rows), row)
+    for name in ("place", "label", "group"):
+        rows[name] = parsed.rows[name]
+    rows["length"], rows["signal"] = parsed.signals.lengths, parsed.signals.fitted
+    rows["read_id"] = parsed.read_ids
+    return rows
+
+
 class Buckets:
-    """Rows on their way to the shards, fixed in width, in a Spill."""
+    """Rows on their way to the shards, in a Spill."""
 
     def __init__(self, directory: Path, *, id_bytes: int, target_length: int, dtype: str) -> None:
-        self._row = np.dtype(
-            [
-                ("place", "<i4"),
-                ("length", "<i4"),
-                ("label", "<i4"),
-                ("group", "<u8"),
-                ("read_id", f"S{id_bytes}"),
-                ("signal", dtype, target_length),
-            ]
-        )
+        self._row = bucket_dtype(id_bytes=id_bytes, target_length=target_length, dtype=dtype)
         self._spill = Spill(directory, "bucket", self._row)
 
     def add(self, parsed: ParsedBlock) -> None:
-        rows = np.empty(len(parsed.rows), self._row)
-        for name in ("place", "label", "group"):
-            rows[name] = parsed.rows[name]
-        rows["length"], rows["signal"] = parsed.signals.lengths, parsed.signals.fitted
-        rows["read_id"] = parsed.read_ids
-        self._spill.add(parsed.rows["shard"], rows)
+        self._spill.add(parsed.rows["shard"], bucket_rows(parsed, self._row))
 
     def take(self, shard: int) -> np.ndarray:
         """The shard's rows; its bucket is empty after that."""
@@ -185,3 +202,33 @@ def write_shard(directory: Path, shard: Shard, rows: np.ndarray) -> WrittenShard
         lengths=rows["length"][order],
     )
     return WrittenShard(shard, name, file, np.unique(rows["group"]))
+
+
+class LocalPassTwo:
+    """Pass two on the threads of this process: `parse` fills buckets that `write` empties."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sources: Sequence[Source],
+        *,
+        target_length: int,
+        dtype: str,
+        scratch: Path,
+    ) -> None:
+        self._plan, self._sources = plan, sources
+        self._form: dict[str, Any] = {"target_length": target_length, "dtype": dtype}
+        self._buckets = Buckets(scratch, id_bytes=plan.id_bytes, **self._form)
+
+    def parse(self) -> Iterator[ParsedBlock]:
+        """The chosen rows. Once a signal has a problem there is no use in buckets."""
+        is_good = True
+        for parsed in parse_rows(self._plan, self._sources, **self._form):
+            yield parsed
+            is_good = is_good and not parsed.signals.problems
+            if is_good:
+                self._buckets.add(parsed)
+
+    def write(self, directory: Path) -> list[WrittenShard]:
+        """Every shard, in order; after `parse` and none of its signals had a problem."""
+        return write_shards(directory, self._buckets, self._plan)

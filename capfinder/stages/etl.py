@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from capfinder import files
-from capfinder.data import cache, compiled, hashing, records, scan, sources, versions
+from capfinder.data import cache, compiled, engines, hashing, records, scan, sources, versions
 from capfinder.data.leaks import LeakCheck
 from capfinder.data.plan import SplitRules
 from capfinder.data.sources import Source
@@ -152,7 +152,9 @@ def open_sources(config: ConfigDict) -> list[Source]:
 
 
 def expect(config: ConfigDict) -> Estimate:
-    """What building the dataset would take. Raises: InputError for a bad file or missing class."""
+    """What building the dataset would take. Raises: InputError for a bad file or missing class;
+    SettingsError when the engine can't be had."""
+    engines.check(config.etl_params.engine, config.etl_params.beam_options)
     return etl_estimate.estimate(open_sources(config), _settings(config))
 
 
@@ -172,11 +174,17 @@ def _from_sources(
         if existing is not None:
             index.add(digests)
             return existing
+    engine_name, beam_options = config.etl_params.engine, config.etl_params.beam_options
+    engines.check(engine_name, beam_options)
     expected = etl_estimate.estimate(found, settings)
     expected.check_space(root)
-    with tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=root) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=root) as scratch,
+        engines.make(engine_name, beam_options, scratch=Path(scratch)) as engine,
+    ):
         scanned = scan.scan_sources(
             found,
+            scan_files=engine.scan_files,
             text_bytes=expected.text_bytes,
             seed=settings.rules.seed,
             max_reject_fraction=settings.max_reject_fraction,
@@ -186,7 +194,7 @@ def _from_sources(
         fingerprint = _fingerprint(digests, settings)
         result = _existing(root, comet, fingerprint)
         if result is None:
-            builder = Builder(settings, found, scanned, Path(scratch))
+            builder = Builder(settings, found, scanned, engine, Path(scratch))
             result = _new_version(root, comet, builder, fingerprint)
     index.add(digests)
     return result

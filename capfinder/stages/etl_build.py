@@ -15,6 +15,7 @@ from capfinder import files
 from capfinder.data import hashing, quality, quality_warnings, records, shuffle, sources, versions
 from capfinder.data import plan as planning
 from capfinder.data.csv_reader import Reject
+from capfinder.data.engines import Engine, PassTwo
 from capfinder.data.leaks import LeakCheck
 from capfinder.data.parents import Parents
 from capfinder.data.plan import Plan, SplitRules
@@ -51,11 +52,16 @@ class Builder:
     """Builds one version: pass two, the shards, the checks and what lies beside the shards."""
 
     def __init__(
-        self, settings: EtlSettings, found: Sequence[Source], scanned: Scanned, scratch: Path
+        self,
+        settings: EtlSettings,
+        found: Sequence[Source],
+        scanned: Scanned,
+        engine: Engine,
+        scratch: Path,
     ) -> None:
         """scratch: where temporary files may lie until the version is built."""
         self.settings, self.sources, self.scanned = settings, found, scanned
-        self.scratch = scratch
+        self.engine, self.scratch = engine, scratch
         self.parents = None
         if settings.rules.group_by == "parent_read":
             self.parents = Parents(
@@ -67,14 +73,15 @@ class Builder:
         while True:
             with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
                 plan = self._plan(Path(scratch))
-                buckets = shuffle.Buckets(
-                    Path(scratch),
-                    id_bytes=plan.id_bytes,
+                pass_two = self.engine.pass_two(
+                    plan,
+                    self.sources,
                     target_length=self.settings.target_length,
                     dtype=self.settings.dtype,
+                    scratch=Path(scratch),
                 )
-                if self._parse(plan, buckets):
-                    written = shuffle.write_shards(directory, buckets, plan)
+                if self._parse(pass_two):
+                    written = pass_two.write(directory)
                     break
         self._check_written(directory, plan, written)
         self._write_metadata(directory, written, number)
@@ -95,25 +102,19 @@ class Builder:
             scratch=scratch,
         )
 
-    def _parse(self, plan: Plan, buckets: shuffle.Buckets) -> bool:
-        """Parses the chosen rows into `buckets`. False when some of them failed: they are rejects
-        now, and others must be chosen in their place."""
+    def _parse(self, pass_two: PassTwo) -> bool:
+        """Parses the chosen rows. False when some of them failed: they are rejects now, and others
+        must be chosen in their place."""
         statistics = self.scanned.statistics
         statistics.clear_signals()
         failures: dict[int, list[Reject]] = defaultdict(list)
         excluded: list[int] = []
-        for parsed in shuffle.parse_rows(
-            plan,
-            self.sources,
-            target_length=self.settings.target_length,
-            dtype=self.settings.dtype,
-        ):
+        for parsed in pass_two.parse():
             for at, reason in parsed.signals.problems.items():
                 row, read_id = parsed.rows[at], parsed.read_ids[at].decode()
                 failures[int(row["file"])].append(Reject(int(row["line"]), read_id, reason))
                 excluded.append(int(row["identity"]))
             if not excluded:
-                buckets.add(parsed)
                 _add_signals(statistics, parsed)
         self.scanned.identities.exclude(np.array(excluded, np.uint64))
         for number, rejects in failures.items():
