@@ -1,6 +1,7 @@
 """The commands: parse, call, turn errors into one line. Heavy modules are imported inside them."""
 
 import argparse
+import errno
 import importlib.util
 import logging
 import sys
@@ -51,13 +52,24 @@ def _run_command(command: Callable[[], None]) -> int:
         return _fail("stopped by Ctrl-C", 130, error)
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _fail_unexpectedly(error)
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(
+            f"the disk is full{where}. Free some space, then run the same command again.", 1, error
+        )
     except MemoryError as error:
         return _fail("out of memory: lower shared_params.batch_size", 1, error)
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return _fail(f"unexpected {text} (debug_code=true shows where)", 1, error)
+        return _fail_unexpectedly(error)
     finally:
         log.stop()
+
+
+def _fail_unexpectedly(error: Exception) -> int:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return _fail(f"unexpected {text} (debug_code=true shows where)", 1, error)
 
 
 def _fail(message: str, exit_code: int, error: BaseException) -> int:
@@ -256,6 +268,8 @@ def _add_make_train_dataset(commands: "argparse._SubParsersAction[_Parser]") -> 
         default=False,
         help="accepted; augmentation happens while training",
     )
+    add("--class_map", default="{}", help='picks and renumbers classes: {"0": 0, "3": 1}')
+    add("--max_reject_fraction", default="0.01", help="bad rows in a file above which it stops")
     add("--seed", default="42", help="seed of selection and splits")
     add("--group_by", default="read", help="read | parent_read | file: goes to one split whole")
     add("--test_caps_data_dir", default="null", help="its CSV files are the test set, whole")
@@ -272,6 +286,8 @@ def _make_train_dataset(known: argparse.Namespace) -> None:
         "etl_params": (
             "caps_data_dir",
             "examples_per_class",
+            "class_map",
+            "max_reject_fraction",
             "comet_project_name",
             "use_remote_dataset_version",
         ),

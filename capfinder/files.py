@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,25 @@ def remove_partial(directory: Path, name: str = "") -> None:
     """Clears what killed writers of `name` (any) left directly in `directory`; hold its lock."""
     for member in directory.glob(f"{PARTIAL}{name}*"):
         _remove(member)
+
+
+def remove_dead(directory: Path) -> None:
+    """Clears what writers left directly in `directory` that were killed on this machine; needs no
+    lock, as the names of those that live stay."""
+    for member in directory.glob(f"{PARTIAL}*"):
+        number = re.search(r"-(\d+)(\.[^-]*)?$", member.name)
+        if number is not None and not _lives(int(number[1])):
+            _remove(member)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

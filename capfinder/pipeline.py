@@ -142,7 +142,7 @@ def _publish(context: Context, dataset: "Dataset") -> None:
         root = etl.versions_root(config)
         comet = remote.connect(config, root)
         label = None if comet is None else comet.upload(dataset, tracker)
-        if label is not None:
+        if label:
             context.record.update(dataset=context.record.values["dataset"] | {"artifact": label})
         if comet is None or label is not None:  # else a later run tries again
             etl.unpublished(root).unlink(missing_ok=True)

@@ -106,6 +106,7 @@ def prepare_output_dir(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+        files.remove_dead(path)
     except OSError as error:
         raise InputError(
             f"shared_params.output_dir={path}: can't be written to ({error.strerror})"
@@ -119,6 +120,9 @@ class RunRecord:
         """Reads what the last run left, if anything."""
         self.output_dir = output_dir
         self.values: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
         if self._path.exists():
             try:
                 self.values = files.read_json(self._path)
@@ -134,6 +138,7 @@ class RunRecord:
 
         Called once the dataset is there, so that a mistake in the input moves nothing.
         Raises: InputError when results would have to be moved while another run writes them."""
+        self._read()  # another run may have written it while this one waited
         if self.values.get("results_key") != key:
             self.values = {}
             if any((self.output_dir / name).exists() for name in RESULTS):

@@ -132,7 +132,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(ranges, "RANGE_BYTES", 15_000)
     monkeypatch.setattr(ranges, "BLOCK_BYTES", 4_000)
     monkeypatch.setattr(parts, "GROUP_BYTES", 3_000)
-    monkeypatch.setattr("capfinder.data.scan.BYTES_PER_PART", 30_000)
+    monkeypatch.setattr("capfinder.data.scan.READS_PER_PART", 300)
+    monkeypatch.setattr("capfinder.data.scan.LINES_PER_SEGMENT", 100)
     monkeypatch.setattr(plan, "SHARD_BYTES", 20_000)
 
 

@@ -15,7 +15,7 @@ import pytest
 from csv_input import HEADER, read_id, row, rows, write, write_classes
 
 from capfinder import files, settings, simulate
-from capfinder.data import preprocess, records, scan, shuffle, spill
+from capfinder.data import plan, preprocess, records, scan, shuffle, spill
 from capfinder.errors import InputError, SettingsError, StageFailedError
 from capfinder.stages import etl
 
@@ -179,7 +179,8 @@ def test_two_runs_and_other_block_and_shard_sizes_give_the_same_reads(tmp_path, 
     monkeypatch.setattr(shuffle, "BLOCK_BYTES", 700)
     # As with an input far larger than memory: many parts of everything, all of them in files.
     monkeypatch.setattr(spill, "BUFFER_BYTES", 1)
-    monkeypatch.setattr(scan, "BYTES_PER_PART", 1000)
+    monkeypatch.setattr(scan, "READS_PER_PART", 9)
+    monkeypatch.setattr(scan, "LINES_PER_SEGMENT", 5)
     monkeypatch.setattr("capfinder.data.plan.READS_PER_PART", 7)
     monkeypatch.setattr("capfinder.data.leaks._ENTRIES_PER_PART", 9)
     assert shard_digests(run(data, tmp_path / "three").dataset) == shard_digests(one)
@@ -488,6 +489,50 @@ def test_a_read_that_fails_to_parse_is_replaced_by_the_next_hash(tmp_path):
     with pytest.raises(InputError, match="3 of 60 rows rejected"):
         run(data, tmp_path / "strict", etl_params__examples_per_class=20)
     assert debris(tmp_path / "strict") == []
+
+
+def test_however_many_rows_fail_to_parse_a_few_rounds_find_enough_good_ones(tmp_path, monkeypatch):
+    data = write_classes(tmp_path / "caps", reads=30)
+    bad = [row(f"bad{number}", 0, "1.2.3") for number in range(3000)]
+    write(data / "data__cap_0_run0.csv", rows(0, 0, 30) + bad)
+    plans, make_plan = [], plan.make_plan
+    monkeypatch.setattr(plan, "make_plan", lambda *a, **k: plans.append(1) or make_plan(*a, **k))
+    options = {"etl_params__examples_per_class": 20, "etl_params__max_reject_fraction": 1.0}
+    dataset = run(data, tmp_path / "out", **options).dataset
+    assert 3 < len(plans) < 25
+    assert not any(name.startswith("bad") for ids in ids_of(dataset).values() for name in ids)
+    assert {sum(counts.values()) for counts in dataset.manifest["counts"].values()} == {24, 8}
+    assert dataset.manifest["rejects"] == {"not a number": len(rejects_of(dataset))}
+
+
+def test_a_class_whose_rows_are_all_rejects_is_said_with_their_reasons(tmp_path):
+    data = write_classes(tmp_path / "caps", runs=1)
+    (data / "copy.csv").write_bytes((data / "data__cap_0_run0.csv").read_bytes())
+    both = (data / "data__cap_0_run0.csv").read_text().replace(",0,", ",1,")
+    (data / "data__cap_1_run0.csv").write_text(both)
+    (data / "copy.csv").unlink()
+    write_metadata(data / "metadata__all.csv", {read_id(0, 0, i): f"p{i}" for i in range(20)})
+    for group_by in ("read", "file", "parent_read"):
+        overrides = {"etl_params__max_reject_fraction": 1.0, "split_params__group_by": group_by}
+        with pytest.raises(InputError, match=r"class 0, 1 has no good reads.*40 conflicting"):
+            run(data, tmp_path / "out", **overrides)
+
+
+def test_an_empty_parent_is_none(tmp_path):
+    data = write_classes(tmp_path / "caps", runs=1)
+    parents = {read_id(c, 0, i): f"p{c}{i}" for c in range(2) for i in range(20)}
+    write_metadata(data / "metadata__all.csv", {**parents, read_id(0, 0, 3): '""'})
+    with pytest.raises(InputError, match="no parent_read_id for 1 of 40 reads"):
+        run(data, tmp_path / "out", split_params__group_by="parent_read")
+
+
+def test_endings_in_capitals_count(tmp_path):
+    data = write_classes(tmp_path / "caps", runs=1)
+    (data / "data__cap_0_run0.csv").rename(data / "data__cap_0_run0.CSV")
+    path = data / "data__cap_1_run0.csv"
+    (data / "DATA.CSV.GZ").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert len(run(data, tmp_path / "out").dataset.manifest["sources"]) == 2
 
 
 def test_a_number_beyond_float16_is_not_finite(tmp_path):

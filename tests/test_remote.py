@@ -204,7 +204,7 @@ def test_a_file_that_cannot_be_sent_is_one_warning_and_the_dataset_stays(
     with pytest.raises(InputError, match="never finished"):
         again.fetch_named("1.2.0")
     with online_tracker(tmp_path) as tracker:
-        assert again.upload(dataset, tracker) is None
+        assert again.upload(dataset, tracker) == ""
 
 
 def test_an_upload_that_stalls_is_given_up(
@@ -267,7 +267,7 @@ def test_a_number_taken_by_another_content_is_never_overwritten(
     stored(server, tmp_path, fingerprint=OTHER)
     before = dict(server.artifacts["cap_data"][0].files)
     with online_tracker(tmp_path) as tracker:
-        assert connected(root).upload(write_dataset(root), tracker) is None
+        assert connected(root).upload(write_dataset(root), tracker) == ""
     assert server.artifacts["cap_data"][0].files == before
     assert any("another content" in line for line in warnings(log_file))
 

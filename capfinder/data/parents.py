@@ -91,6 +91,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     try:
         table = pl.scan_csv(path, infer_schema=False).select(columns).drop_nulls()
         for batch in table.collect_batches(chunk_size=_BATCH_ROWS):
+            batch = batch.filter(batch["parent_read_id"] != "")
             if len(batch):
                 reads, parents = (
                     np.array(batch[name].cast(pl.Binary).to_list()) for name in columns

@@ -2,7 +2,7 @@
 
 The reads pass through here three times, each time in the order of another hash: to be chosen, to
 be split, to be placed. A part of them is in memory at a time, and a count for each run and class;
-splitting by parent read adds 13 bytes for each parent."""
+splitting by parent read adds some 75 bytes for each parent."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -84,11 +84,13 @@ def make_plan(
     rules: SplitRules,
     record_bytes: int,
     scratch: Path,
+    times: int = 1,
 ) -> Plan:
-    """parents: needed when rules.group_by is "parent_read".
+    """parents: needed when rules.group_by is "parent_read"; times: as many times the reads wanted,
+    where there are so many.
 
     Raises: InputError when a class has too few reads or groups for its splits."""
-    return _Planner(scanned, found, parents, rules, scratch).plan(record_bytes)
+    return _Planner(scanned, found, parents, rules, times, scratch).plan(record_bytes)
 
 
 class _Planner:
@@ -98,6 +100,7 @@ class _Planner:
         found: Sequence[Source],
         parents: Parents | None,
         rules: SplitRules,
+        times: int,
         scratch: Path,
     ) -> None:
         self.scanned, self.sources, self.parents = scanned, found, parents
@@ -110,7 +113,9 @@ class _Planner:
         self.available = np.bincount(
             self.label[fitted], unique[fitted], minlength=rules.num_classes
         ).astype(np.int64)
-        self.quota, self.warnings = _quota(self.available, rules)
+        _check_available(self.available, scanned)
+        wanted, self.warnings = _quota(self.available, rules)
+        self.quota = np.minimum(np.array(wanted) * times, self.available).tolist()
         self.share = np.zeros(len(self.run), np.int64)  # of each run, by its rank
         for label, wanted in enumerate(self.quota):
             of_class = fitted & (self.label == label)
@@ -141,7 +146,7 @@ class _Planner:
             chosen_of_file += np.bincount(reads["file"], minlength=len(self.sources))
             id_bytes = max(id_bytes, int(reads["id_bytes"].max(initial=1)))
             placing.add(part_of_hash(reads["order"], self.parts), reads)
-        _check_counts(counts)
+        _check_counts(counts, has_test_dir=bool(self.is_test.any()))
         rows, shards = self._place(placing, counts, record_bytes)
         per_class = dict(enumerate(self.quota))
         return Plan(
@@ -226,15 +231,16 @@ class _Planner:
             waiting.add(part_of_hash(reads["group"], self.parts), reads)
         groups: list[np.ndarray] = []
         entries: list[np.ndarray] = []
+        first = 0
         for part in waiting.parts():
             reads = waiting.read(part)
             self._check_apart(reads)
             fitted = reads[reads["assigned"] != splits.TEST]
             group, index = np.unique(fitted["group"], return_inverse=True)
-            first = sum(len(earlier) for earlier in groups)
             entry, size = np.unique(
                 np.stack([index + first, fitted["label"]]), axis=1, return_counts=True
             )
+            first += len(group)
             groups.append(group)
             entries.append(np.concatenate([entry, size[None]]).astype(np.int32))
         every_group = np.concatenate(groups)
@@ -296,7 +302,7 @@ class _Planner:
                 shard = np.searchsorted(bounds[split][1:], position, side="right")
                 reads["shard"][here] = first_shard[split] + shard
                 reads["place"][here] = position - np.array(bounds[split])[shard]
-            rows.add(scan.segment_of(reads["file"], reads["begin"]), reads)
+            rows.add(scan.segment_of(reads["file"], reads["line"]), reads)
         return rows, shards
 
 
@@ -316,12 +322,26 @@ def _quota(available: np.ndarray, rules: SplitRules) -> tuple[list[int], list[st
     ]
 
 
-def _check_counts(counts: np.ndarray) -> None:
+def _check_available(available: np.ndarray, scanned: Scanned) -> None:
+    empty = ", ".join(map(str, np.flatnonzero(available == 0).tolist()))
+    if empty:
+        found = [f"{count:,} {reason}" for reason, count in scanned.rejects.counts().items()]
+        raise InputError(
+            f"class {empty} has no good reads. Rejected rows of all classes: {', '.join(found)}. "
+            "Correct the files."
+        )
+
+
+def _check_counts(counts: np.ndarray, *, has_test_dir: bool) -> None:
     for label, (train, validation, test) in enumerate(counts.T.tolist()):
         if min(train, validation, test) < 1:
             raise InputError(
                 f"class {label} gets {train} reads for training, {validation} for validation and "
-                f"{test} for testing; each needs at least one. Add reads, raise "
-                "etl_params.examples_per_class, or change shared_params.train_test_fraction or "
-                "train_val_fraction."
+                f"{test} for testing; each needs at least one. "
+                + (
+                    "Add good reads to split_params.test_caps_data_dir."
+                    if has_test_dir and not test
+                    else "Add reads, raise etl_params.examples_per_class, or change "
+                    "shared_params.train_test_fraction or train_val_fraction."
+                )
             )

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from capfinder import log
 from capfinder.data import csv_reader, hashing, sources
-from capfinder.data.csv_files import Block, read_blocks
+from capfinder.data.csv_files import Block, is_gzip, read_blocks
 from capfinder.data.csv_reader import Reject
 from capfinder.data.identities import (
     DUPLICATE,
@@ -30,9 +31,8 @@ from capfinder.data.stream import BLOCK_BYTES, map_in_order, merge
 from capfinder.errors import InputError
 
 MEGABYTE = 1_000_000
-# A part of the identities is what so many bytes of CSV have: 3 MB of memory when rows are 4 KB
-# long, 120 MB when they are 100 bytes.
-BYTES_PER_PART = 128 * MEGABYTE
+READS_PER_PART = 1 << 17  # of the identities: 40 MB of memory while one part is gone through
+LINES_PER_SEGMENT = 1 << 17
 _BAD = np.dtype([("begin", "<i8"), ("id_bytes", "u1"), ("line", "<i8"), ("verdict", "i1")])
 _NAMED_AT_ONCE = 10_000
 
@@ -124,18 +124,18 @@ def scan_sources(
     found: Sequence[Source],
     *,
     scan_files: ScanFiles,
-    text_bytes: int,
+    reads: int,
     seed: int,
     max_reject_fraction: float,
     scratch: Path,
 ) -> Scanned:
     """Reads every file once. Duplicates, in one class or in two, are among the rejects already.
 
-    scan_files: the engine's; text_bytes: about how much text the files hold, decompressed.
+    scan_files: the engine's; reads: about how many there are.
     Raises: InputError when a file has more rejects than allowed, duplicates counted, or a read is
     in both directories."""
     facts = [FileFacts() for _ in found]
-    identities = Identities(scratch, parts=max(1, -(-text_bytes // BYTES_PER_PART)))
+    identities = Identities(scratch, parts=max(1, -(-reads // READS_PER_PART)))
     rejects = Rejects(scratch, found)
     statistics = RunStatistics(len(found))
     runs = np.zeros((len(found), 2), np.uint64)
@@ -163,10 +163,10 @@ def run_ranks(facts: Sequence[FileFacts]) -> np.ndarray:
     return np.unique([fact.run for fact in facts], return_inverse=True)[1]
 
 
-def segment_of(file: np.ndarray, begin: np.ndarray) -> np.ndarray:
+def segment_of(file: np.ndarray, line: np.ndarray) -> np.ndarray:
     """Part (n,) int64 of a Spill for rows in the order of the files: their file, then their place
-    in it. file (n,); begin (n,) byte where a row begins."""
-    return file.astype(np.int64) << 32 | begin // BYTES_PER_PART
+    in it. file, line (n,)."""
+    return file.astype(np.int64) << 32 | line // LINES_PER_SEGMENT
 
 
 def file_of_segment(segment: int) -> int:
@@ -191,6 +191,8 @@ def _reject_duplicates(
     """Raises: InputError when a read is in both directories, or a file has too many rejects."""
     is_test = np.array([source.is_test for source in found])
     unique = np.zeros(len(found), np.int64)
+    # A packed file is unpacked from its beginning each time: it isn't gone to twice.
+    is_packed = np.array([is_gzip(source.path) for source in found])
     shared = _SharedReads(found)
     bad = Spill(scratch, "duplicates", _BAD)
     for _, records, verdict in unique_reads(scanned, found):
@@ -198,21 +200,27 @@ def _reject_duplicates(
             shared.add(records, is_test[records["file"]])
         unique += np.bincount(records["file"][verdict == KEEP], minlength=len(found))
         is_bad = verdict != KEEP
+        file = records["file"][is_bad]
         named = np.empty(int(is_bad.sum()), _BAD)
         for name in ("begin", "id_bytes", "line"):
             named[name] = records[name][is_bad]
         named["verdict"] = verdict[is_bad]
-        bad.add(records["file"][is_bad], named)
+        bad.add(segment_of(file, named["line"] * ~is_packed[file]), named)
     shared.check()
     for fact, count in zip(scanned.facts, unique.tolist(), strict=True):
         fact.unique = count
-    for number in bad.parts():
-        records = np.sort(bad.take(number), order="begin")
+    for number, parts in itertools.groupby(bad.parts(), file_of_segment):
+        segments = list(parts)
+        count = sum(bad.counts[segment] for segment in segments)
         rows = scanned.facts[number].rows
-        if scanned.rejects.are_too_many(number, rows, max_reject_fraction, more=len(records)):
-            _name_duplicates(scanned.rejects, number, found[number], records[:1])
-            scanned.rejects.check(number, rows, max_reject_fraction, more=len(records) - 1)
-        _name_duplicates(scanned.rejects, number, found[number], records)
+        for segment in segments:
+            records = bad.take(segment)
+            records = records[np.argsort(records["begin"])]
+            if scanned.rejects.are_too_many(number, rows, max_reject_fraction, more=count):
+                _name_duplicates(scanned.rejects, number, found[number], records[:1])
+                scanned.rejects.check(number, rows, max_reject_fraction, more=count - 1)
+            _name_duplicates(scanned.rejects, number, found[number], records)
+            count -= len(records)
 
 
 def _name_duplicates(rejects: Rejects, number: int, source: Source, records: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from capfinder import log
-from capfinder.data import records, scan
+from capfinder.data import kernels, records, scan
 from capfinder.data.csv_files import read_ranges
 from capfinder.data.csv_reader import Signals, parse_signals
 from capfinder.data.plan import Plan, Shard
@@ -48,16 +48,8 @@ def parse_block(
     signals = parse_signals(
         data, rows["start"] - base, rows["end"] - base, target_length=target_length, dtype=dtype
     )
-    return ParsedBlock(rows, _texts(data, begins, rows["id_bytes"], id_bytes), signals)
-
-
-def _texts(data: bytes, begins: np.ndarray, sizes: np.ndarray, width: int) -> np.ndarray:
-    """(k,) 'S' of `width` bytes: the texts of sizes (k,) that begin at begins (k,)."""
-    places = np.arange(width)
-    is_text = places < sizes[:, None]
-    at = np.where(is_text, begins[:, None] + places, 0)
-    texts = np.where(is_text, np.frombuffer(data, np.uint8)[at], np.uint8(0))
-    return np.ascontiguousarray(texts).view(f"S{width}")[:, 0]
+    texts = kernels.texts(np.frombuffer(data, np.uint8), begins, begins + rows["id_bytes"])
+    return ParsedBlock(rows, texts.astype(f"S{id_bytes}"), signals)
 
 
 def parse_rows(

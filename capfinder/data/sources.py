@@ -1,6 +1,5 @@
 """Which files are the input: cap-signal CSVs of a directory, their class, checksum and metadata."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ def list_files(directory: Path, *, setting: str) -> list[Path]:
     found_files = sorted(
         path
         for path in directory.iterdir()
-        if path.name.endswith((".csv", ".csv.gz"))
+        if path.name.lower().endswith((".csv", ".csv.gz"))
         and not path.name.startswith((".", "metadata__"))
         and path.is_file()
     )
@@ -95,7 +94,7 @@ def open_sources(
 
 def _file_class(path: Path) -> int:
     first = None
-    for block, _ in read_blocks(path, block_bytes=BLOCK_BYTES, digest=hashlib.sha256()):
+    for block, _ in read_blocks(path, block_bytes=BLOCK_BYTES):
         rows, rejects, _ = scan_block(block, cap_class=None)
         if len(rows.cap_class):
             return int(rows.cap_class[0])
@@ -142,7 +141,7 @@ def metadata_files(directories: list[Path]) -> list[Path]:
         path
         for directory in directories
         for path in directory.glob("metadata__*")
-        if path.name.endswith((".csv", ".csv.gz")) and path.is_file()
+        if path.name.lower().endswith((".csv", ".csv.gz")) and path.is_file()
     )
 
 

@@ -47,24 +47,23 @@ def run(config: ConfigDict) -> EtlResult:
     root = versions_root(config)
     wanted = config.etl_params.use_remote_dataset_version
     data_dir = Path(config.etl_params.caps_data_dir)
-    found = open_sources(config) if wanted in ("", "latest") and data_dir.exists() else None
     with (
+        compiled.announced(lambda: logger.info(COMPILING)),
         files.exclusive_lock(
             root.parent / ".lock",
             holder="the ETL of another run",
             waiting=lambda owner: logger.info("Waiting for %s, which uses %s", owner, root.parent),
         ),
-        compiled.announced(lambda: logger.info(COMPILING)),
     ):
         files.remove_partial(root)
         files.remove_partial(root.parent)
         remote.clear_upload(root)
-        if found is not None:
-            result = _from_sources(config, settings, found, root)
-        elif wanted in ("", "latest"):
-            result = _newest(config, root, data_dir)
-        else:
+        if wanted not in ("", "latest"):
             result = _named(config, root, wanted)
+        elif data_dir.exists():
+            result = _from_sources(config, settings, open_sources(config), root)
+        else:
+            result = _newest(config, root, data_dir)
         if result.reused:
             _check_fits(result.dataset, settings)
             _check_reused(result.dataset)
@@ -155,7 +154,8 @@ def expect(config: ConfigDict) -> Estimate:
     """What building the dataset would take. Raises: InputError for a bad file or missing class;
     SettingsError when the engine can't be had."""
     engines.check(config.etl_params.engine, config.etl_params.beam_options)
-    return etl_estimate.estimate(open_sources(config), _settings(config))
+    with compiled.announced(lambda: logger.info(COMPILING)):
+        return etl_estimate.estimate(open_sources(config), _settings(config))
 
 
 def _from_sources(
@@ -185,7 +185,7 @@ def _from_sources(
         scanned = scan.scan_sources(
             found,
             scan_files=engine.scan_files,
-            text_bytes=expected.text_bytes,
+            reads=expected.reads,
             seed=settings.rules.seed,
             max_reject_fraction=settings.max_reject_fraction,
             scratch=Path(scratch),
@@ -204,9 +204,9 @@ def _new_version(root: Path, comet: Comet, builder: Builder, fingerprint: str) -
     other = comet()
     taken = versions.list_versions(root) + ([] if other is None else other.numbers())
     number = versions.next_version(taken)
-    files.write_text(unpublished(root), fingerprint)
     with files.atomic_directory(root / number) as partial:
         builder.build(partial, number, fingerprint)
+        files.write_text(unpublished(root), fingerprint)
     why = f"built from {builder.sources[0].path.parent}; no version had its fingerprint"
     return EtlResult(versions.open_dataset(root / number), False, why)
 

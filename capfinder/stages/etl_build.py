@@ -1,7 +1,6 @@
 """Builds one version of the dataset from scanned CSV files: pass two, shards, checks, manifest."""
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ from capfinder.stages import etl_report
 
 @dataclass(frozen=True)
 class EtlSettings:
-    """The settings that decide a dataset's content; all of them are part of its fingerprint."""
+    """The settings of the ETL; all of them are part of a dataset's fingerprint."""
 
     rules: SplitRules
     target_length: int
@@ -70,19 +69,13 @@ class Builder:
 
     def build(self, directory: Path, number: str, fingerprint: str) -> None:
         """Fills `directory`."""
-        while True:
-            with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
-                plan = self._plan(Path(scratch))
-                pass_two = self.engine.pass_two(
-                    plan,
-                    self.sources,
-                    target_length=self.settings.target_length,
-                    dtype=self.settings.dtype,
-                    scratch=Path(scratch),
-                )
-                if self._parse(pass_two):
-                    written = pass_two.write(directory)
-                    break
+        times, found = 1, self._try(directory, times=1)
+        while found is None:
+            # With some reads to spare, so that few rounds find all that fail, however many.
+            times *= 2
+            self._try(None, times=times)
+            found = self._try(directory, times=1)
+        plan, written = found
         self._check_written(directory, plan, written)
         self._write_metadata(directory, written, number)
         self.scanned.rejects.write(directory / "rejects.csv")
@@ -92,37 +85,58 @@ class Builder:
         for warning in manifest["warnings"]:
             logger.warning("%s", warning)
 
-    def _plan(self, scratch: Path) -> Plan:
-        return planning.make_plan(
-            self.scanned,
-            self.sources,
-            parents=self.parents,
-            rules=self.settings.rules,
-            record_bytes=self.settings.record_bytes,
-            scratch=scratch,
-        )
+    def _try(self, directory: Path | None, *, times: int) -> tuple[Plan, list[WrittenShard]] | None:
+        """Plans, parses and writes the shards; None when a chosen row failed to parse. It is a
+        reject then, and will not be chosen again.
+
+        times: how many times as many reads as wanted are tried; directory None: only tried."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
+            plan = planning.make_plan(
+                self.scanned,
+                self.sources,
+                parents=self.parents,
+                rules=self.settings.rules,
+                times=times,
+                record_bytes=self.settings.record_bytes,
+                scratch=Path(scratch),
+            )
+            pass_two = self.engine.pass_two(
+                plan,
+                self.sources,
+                target_length=self.settings.target_length,
+                dtype=self.settings.dtype,
+                scratch=Path(scratch),
+            )
+            is_good = self._parse(pass_two)
+            if not is_good or directory is None:
+                return None
+            return plan, pass_two.write(directory)
 
     def _parse(self, pass_two: PassTwo) -> bool:
-        """Parses the chosen rows. False when some of them failed: they are rejects now, and others
-        must be chosen in their place."""
-        statistics = self.scanned.statistics
-        statistics.clear_signals()
-        failures: dict[int, list[Reject]] = defaultdict(list)
-        excluded: list[int] = []
+        """Parses the chosen rows; whether none failed. Raises: InputError for too many rejects."""
+        scanned = self.scanned
+        scanned.statistics.clear_signals()
+        excluded = [np.zeros(0, np.uint64)]
         for parsed in pass_two.parse():
-            for at, reason in parsed.signals.problems.items():
-                row, read_id = parsed.rows[at], parsed.read_ids[at].decode()
-                failures[int(row["file"])].append(Reject(int(row["line"]), read_id, reason))
-                excluded.append(int(row["identity"]))
-            if not excluded:
-                _add_signals(statistics, parsed)
-        self.scanned.identities.exclude(np.array(excluded, np.uint64))
-        for number, rejects in failures.items():
-            fact = self.scanned.facts[number]
-            fact.unique -= len(rejects)
-            self.scanned.rejects.add(number, rejects)
-            self.scanned.rejects.check(number, fact.rows, self.settings.max_reject_fraction)
-        return not excluded
+            failed = np.fromiter(parsed.signals.problems, np.int64)
+            if len(excluded) == 1 and not len(failed):
+                _add_signals(scanned.statistics, parsed)
+            if not len(failed):
+                continue
+            excluded.append(parsed.rows["identity"][failed])
+            number = int(parsed.rows["file"][0])
+            fact = scanned.facts[number]
+            fact.unique -= len(failed)
+            scanned.rejects.add(
+                number,
+                [
+                    Reject(int(parsed.rows["line"][at]), parsed.read_ids[at].decode(), reason)
+                    for at, reason in parsed.signals.problems.items()
+                ],
+            )
+            scanned.rejects.check(number, fact.rows, self.settings.max_reject_fraction)
+        scanned.identities.exclude(np.concatenate(excluded))
+        return len(excluded) == 1
 
     def _check_written(self, directory: Path, plan: Plan, written: Sequence[WrittenShard]) -> None:
         """Reads every shard back, checksums and all.

@@ -1,6 +1,5 @@
 """What a build will take, before it starts: from the first rows of each file."""
 
-import hashlib
 import itertools
 import shutil
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from capfinder import log
-from capfinder.data.csv_files import read_blocks
+from capfinder.data.csv_files import is_gzip, read_blocks
 from capfinder.data.csv_reader import parse_signals, scan_block
 from capfinder.data.identities import IDENTITY
 from capfinder.data.plan import CHOSEN, RECORD_EXTRA_BYTES
@@ -102,8 +101,8 @@ def estimate(found: Sequence[Source], settings: EtlSettings) -> Estimate:
 
 def _size(source: Source) -> tuple[float, float]:
     """About how many bytes of text and how many rows a file has."""
-    is_packed = source.path.suffix == ".gz"
-    blocks = read_blocks(source.path, block_bytes=BLOCK_BYTES, digest=hashlib.sha256())
+    is_packed = is_gzip(source.path)
+    blocks = read_blocks(source.path, block_bytes=BLOCK_BYTES)
     sample = list(itertools.islice(blocks, SAMPLE_BLOCKS if is_packed else 1))
     text = sum(len(block.data) for block, _ in sample)
     rows = sum(block.data.count(b"\n") for block, _ in sample)
@@ -114,7 +113,7 @@ def _size(source: Source) -> tuple[float, float]:
 
 def _rates(source: Source, settings: EtlSettings) -> tuple[float, float]:
     """Bytes per second of one processor in pass one and in pass two."""
-    block, _ = next(read_blocks(source.path, block_bytes=BLOCK_BYTES, digest=hashlib.sha256()))
+    block, _ = next(read_blocks(source.path, block_bytes=BLOCK_BYTES))
     seconds = []
     for _ in range(2):  # the first call may compile
         started = time.perf_counter()

@@ -154,17 +154,21 @@ class Remote:
     def upload(self, dataset: Dataset, tracker: Tracker) -> str | None:
         """Sends the version as part of the tracker's run and waits until it is whole there.
 
-        Returns what it's called there; None, with a warning, when it could not be sent: the local
-        version is what counts."""
+        Returns what it's called there; with a warning "" when its number is taken for good, None
+        when it could not be sent this time. The local version is what counts."""
         try:
             self._listed = None
             taken = {each.version: each for each in self.versions()}.get(dataset.version)
             label = self._store.label(dataset.version)
             if taken is not None:
+                problem = ""
                 if not taken.is_complete:
-                    raise CometError(f"{label}: an upload that was never finished has this number")
-                if taken.metadata.get("fingerprint") != dataset.fingerprint:
-                    raise CometError(f"{label}: is there already, with another content")
+                    problem = "an upload that was never finished has this number"
+                elif taken.metadata.get("fingerprint") != dataset.fingerprint:
+                    problem = "is there already, with another content"
+                if problem:
+                    logger.warning("%s: %s. The dataset stays local.", label, problem)
+                    return ""
                 return label
             with _upload_lock(self._root):
                 return self._send(dataset, tracker)

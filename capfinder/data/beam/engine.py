@@ -20,6 +20,7 @@ from capfinder.data.beam.exchange import Exchange, WorkerFile, findings
 from capfinder.data.beam.options import BeamOptions, parse
 from capfinder.data.beam.parts import Form, ParseRows, WriteShard
 from capfinder.data.beam.ranges import Digest, RangeEnd, ScanRange
+from capfinder.data.csv_files import is_gzip
 from capfinder.data.plan import Plan
 from capfinder.data.scan import FileFacts, ScannedBlock, file_of_segment
 from capfinder.data.shuffle import ParsedBlock, WrittenShard
@@ -60,7 +61,7 @@ class BeamEngine:
         digests: list[Digest] = []
         for number, source in enumerate(found):
             text = worker_file(source, self._options)
-            bounds = scanning.ranges(source.size, is_packed=text.suffix == ".gz")
+            bounds = scanning.ranges(source.size, is_packed=is_gzip(source.path))
             of_file.append(
                 [
                     ScanRange(
@@ -181,7 +182,11 @@ class BeamPassTwo:
                 names.append(f"rows-{part}")
                 with self._exchange.put(names[-1]) as stream:
                     stream.write(rows.read(part).tobytes())
-            together = [tuple(names)] if text.suffix == ".gz" else [(name,) for name in names]
+            together = (
+                [tuple(names)]
+                if is_gzip(self._sources[number].path)
+                else [(name,) for name in names]
+            )
             tasks += [ParseRows(f"parsed-{each[0]}", text, each) for each in together]
         return tasks
 
