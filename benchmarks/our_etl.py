@@ -24,13 +24,13 @@ from capfinder.data import cache, loader
 # What the ETL spends its time in. CPU seconds of the thread that calls each function are counted,
 # as the compiled kernels run on it.
 STAGES = {
-    "read the files, hash them": "capfinder.data.csv_files:read_blocks",
-    "find rows, check and hash them": "capfinder.data.csv_reader:scan_block",
-    "hash the read_ids": "capfinder.data.hashing:keyed_hash",
-    "choose reads, splits and places": "capfinder.data.plan:make_plan",
-    "read the chosen rows": "capfinder.data.csv_files:read_ranges",
-    "parse the numbers": "capfinder.data.csv_reader:parse_signals",
-    "put shards in order": "capfinder.data.shuffle:write_shard",
+    "read the files, hash them": "capfinder.etl.csv_files:read_blocks",
+    "find rows, check and hash them": "capfinder.etl.csv_reader:scan_block",
+    "hash the read_ids": "capfinder.etl.hashing:keyed_hash",
+    "choose reads, splits and places": "capfinder.etl.plan:make_plan",
+    "read the chosen rows": "capfinder.etl.csv_files:read_ranges",
+    "parse the numbers": "capfinder.etl.csv_reader:parse_signals",
+    "put shards in order": "capfinder.etl.shuffle:write_shard",
     "write shards, hash them": "capfinder.data.records:write_shard",
     "read shards back to check them": "capfinder.data.records:read_shard_blocks",
 }

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import settings
 
-from capfinder.data import compiled
+from capfinder import compiled
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
 settings.load_profile("any machine")

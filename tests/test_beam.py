@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capfinder import files, settings
-from capfinder.data import csv_files, plan
-from capfinder.data.beam import exchange, options, parts, ranges
-from capfinder.data.beam.engine import BeamEngine
-from capfinder.data.beam.exchange import Exchange, WorkerFile
-from capfinder.data.csv_reader import scan_block
 from capfinder.errors import InputError, SettingsError, StageFailedError
+from capfinder.etl import csv_files, plan
+from capfinder.etl.beam import exchange, options, parts, ranges
+from capfinder.etl.beam.engine import BeamEngine
+from capfinder.etl.beam.exchange import Exchange, WorkerFile
+from capfinder.etl.csv_reader import scan_block
 from capfinder.stages import etl
 
 needs_beam = pytest.mark.skipif(
@@ -132,8 +132,8 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(ranges, "RANGE_BYTES", 15_000)
     monkeypatch.setattr(ranges, "BLOCK_BYTES", 4_000)
     monkeypatch.setattr(parts, "GROUP_BYTES", 3_000)
-    monkeypatch.setattr("capfinder.data.scan.READS_PER_PART", 300)
-    monkeypatch.setattr("capfinder.data.scan.LINES_PER_SEGMENT", 100)
+    monkeypatch.setattr("capfinder.etl.scan.READS_PER_PART", 300)
+    monkeypatch.setattr("capfinder.etl.scan.LINES_PER_SEGMENT", 100)
     monkeypatch.setattr(plan, "SHARD_BYTES", 20_000)
 
 
@@ -385,7 +385,7 @@ def test_a_file_is_cut_into_ranges_that_follow_each_other(monkeypatch):
 @needs_beam
 def test_lines_longer_than_a_row_may_be_are_skipped_over_range_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_files, "MAX_ROW_BYTES", 5_000)
-    monkeypatch.setattr("capfinder.data.csv_reader.MAX_ROW_BYTES", 5_000)
+    monkeypatch.setattr("capfinder.etl.csv_reader.MAX_ROW_BYTES", 5_000)
     monkeypatch.setattr(ranges, "BLOCK_BYTES", 1_000)
     lines = [row("a", 0, [1.0]), row("long", 0, "1," * 9_000 + "1"), row("b", 0, [2.0])]
     path = write(tmp_path / "x.csv", lines)

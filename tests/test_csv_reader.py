@@ -11,11 +11,11 @@ from csv_input import HEADER, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfinder.data import csv_reader, kernels
-from capfinder.data.csv_files import MAX_ROW_BYTES, Block, read_blocks, read_ranges
-from capfinder.data.csv_reader import Reject, Signals, parse_signals, scan_block
-from capfinder.data.preprocess import fit_length
 from capfinder.errors import InputError
+from capfinder.etl import csv_reader, kernels
+from capfinder.etl.csv_files import MAX_ROW_BYTES, Block, read_blocks, read_ranges
+from capfinder.etl.csv_reader import Reject, Signals, parse_signals, scan_block
+from capfinder.etl.preprocess import fit_length
 
 
 def scan_text(text: bytes, cap_class: int | None = None):

@@ -15,8 +15,9 @@ import pytest
 from csv_input import HEADER, read_id, row, rows, write, write_classes
 
 from capfinder import files, settings, simulate
-from capfinder.data import plan, preprocess, records, scan, shuffle, spill
+from capfinder.data import records
 from capfinder.errors import InputError, SettingsError, StageFailedError
+from capfinder.etl import plan, preprocess, scan, shuffle, spill
 from capfinder.stages import etl
 
 TARGET_LENGTH = 24
@@ -181,10 +182,10 @@ def test_two_runs_and_other_block_and_shard_sizes_give_the_same_reads(tmp_path, 
     monkeypatch.setattr(spill, "BUFFER_BYTES", 1)
     monkeypatch.setattr(scan, "READS_PER_PART", 9)
     monkeypatch.setattr(scan, "LINES_PER_SEGMENT", 5)
-    monkeypatch.setattr("capfinder.data.plan.READS_PER_PART", 7)
-    monkeypatch.setattr("capfinder.data.leaks._ENTRIES_PER_PART", 9)
+    monkeypatch.setattr("capfinder.etl.plan.READS_PER_PART", 7)
+    monkeypatch.setattr("capfinder.etl.leaks._ENTRIES_PER_PART", 9)
     assert shard_digests(run(data, tmp_path / "three").dataset) == shard_digests(one)
-    monkeypatch.setattr("capfinder.data.plan.SHARD_BYTES", 2000)
+    monkeypatch.setattr("capfinder.etl.plan.SHARD_BYTES", 2000)
     four = run(data, tmp_path / "four").dataset
     lengths = [s["num_examples"] for s in four.manifest["shards"] if "-train." in s["name"]]
     assert len(lengths) > 5
@@ -659,8 +660,8 @@ def test_an_interrupt_leaves_nothing_and_the_rerun_is_undisturbed(tmp_path, monk
 
     with monkeypatch.context() as patch:
         target = {
-            "scan": "capfinder.data.csv_reader.scan_block",
-            "parse": "capfinder.data.shuffle.parse_signals",
+            "scan": "capfinder.etl.csv_reader.scan_block",
+            "parse": "capfinder.etl.shuffle.parse_signals",
             "write": "capfinder.data.records.write_metadata",
         }[where]
         patch.setattr(target, interrupted)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from capfinder.data.hashing import CHOOSE, HASH, IDENTITY, ORDER, SPLIT, keyed_hash
+from capfinder.etl.hashing import CHOOSE, HASH, IDENTITY, ORDER, SPLIT, keyed_hash
 
 
 def hashlib_words(read_id: bytes, seed: int) -> list[int]:

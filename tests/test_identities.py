@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfinder.data import identities, spill
-from capfinder.data.identities import CONFLICT, DUPLICATE, IDENTITY, KEEP, Identities
+from capfinder.etl import identities, spill
+from capfinder.etl.identities import CONFLICT, DUPLICATE, IDENTITY, KEEP, Identities
 
 
 def records(choose, identity, content=None):

@@ -15,9 +15,9 @@ LAYERS = (
     ("pipeline",),
     ("preparation",),
     ("stages",),
-    ("simulate", "inspection", "run_record", *MIDDLE),
+    ("simulate", "inspection", "run_record", "etl", *MIDDLE),
     ("settings", "capmap", "interrupts"),
-    ("files", "log", "allowed", "libraries"),
+    ("files", "log", "allowed", "libraries", "compiled"),
     ("errors", ""),
 )
 # Sole importers of what is slow to load or hard to replace.
@@ -28,7 +28,7 @@ OWNERS = {
     "tensorflow": {"libraries.py"},
     "matplotlib": {"inspection/plot.py"},
     "tensorflow_datasets": {"data/records.py"},
-    "apache_beam": {f"data/beam/{name}.py" for name in ("engine", "exchange", "options")},
+    "apache_beam": {f"etl/beam/{name}.py" for name in ("engine", "exchange", "options")},
 }
 
 
@@ -81,7 +81,7 @@ def test_each_heavy_library_has_its_one_importer(name):
 
 
 def test_the_way_in_loads_nothing_heavy():
-    heavy = ("jax", "flax", "tensorflow", "keras", "optuna", "comet_ml", "polars", "orbax")
+    heavy = ("numba", "jax", "flax", "tensorflow", "keras", "optuna", "comet_ml", "polars", "orbax")
     code = f"import capfinder.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from capfinder import files, log
-from capfinder.data import hashing, records
-from capfinder.data.quality import RunStatistics
+from capfinder.data import records
 from capfinder.data.records import SPLITS
 from capfinder.errors import InputError, SettingsError
+from capfinder.etl import hashing
+from capfinder.etl.quality import RunStatistics
 from capfinder.inspection import command, integrity, plot
 
 CLASSES, TARGET_LENGTH = 3, 60

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from capfinder.data import spill
-from capfinder.data.leaks import LeakCheck
 from capfinder.errors import StageFailedError
+from capfinder.etl import spill
+from capfinder.etl.leaks import LeakCheck
 
 
 def check(tmp_path, entries, *, may_repeat=False):

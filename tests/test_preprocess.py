@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from capfinder.data.preprocess import fit_length
+from capfinder.etl.preprocess import fit_length
 
 signals = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-4, 4, width=32))
 

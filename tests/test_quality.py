@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capfinder import simulate
-from capfinder.data import quality
-from capfinder.data.quality import RunStatistics
-from capfinder.data.quality_warnings import warnings
+from capfinder.etl import quality
+from capfinder.etl.quality import RunStatistics
+from capfinder.etl.quality_warnings import warnings
 
 
 def source(file: str, cap_class: int, rows: int, *, is_test: bool = False) -> dict:

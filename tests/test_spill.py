@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfinder.data import spill
-from capfinder.data.spill import Spill, part_of_hash
+from capfinder.etl import spill
+from capfinder.etl.spill import Spill, part_of_hash
 
 RECORD = np.dtype([("number", "<i8"), ("text", "S5")])
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfinder.data import splits
 from capfinder.errors import InputError
+from capfinder.etl import splits
 
 groups_and_cuts = st.tuples(
     st.lists(st.integers(0, 4), min_size=1, max_size=40), st.lists(st.integers(0, 40), max_size=4)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capfinder.data import stream
-from capfinder.data.stream import map_in_order, merge
+from capfinder.etl import stream
+from capfinder.etl.stream import map_in_order, merge
 
 
 def numbers(name, count):

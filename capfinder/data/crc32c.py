@@ -6,7 +6,7 @@ _LANE bytes are taken side by side, since one alone waits for its own last look-
 
 import numpy as np
 
-from capfinder.data.compiled import helper
+from capfinder.compiled import helper
 
 _ONES = 0xFFFFFFFF
 _LANE = 256  # bytes

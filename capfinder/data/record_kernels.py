@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from capfinder.data.compiled import helper, kernel
+from capfinder.compiled import helper, kernel
 from capfinder.data.crc32c import crc32c
 
 BYTES_LIST, INT64_LIST = 1, 3  # the fields of tf.train.Feature

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capfinder.data import quality
 from capfinder.data.records import DATASET_NAME, SPLITS
+from capfinder.etl import quality
 from capfinder.log import format_bytes
 
 _SHORT_DIGEST = 12

@@ -8,9 +8,9 @@ import numpy as np
 
 from capfinder import files
 from capfinder.data import records
-from capfinder.data.hashing import IDENTITY, keyed_hash
 from capfinder.data.records import SPLITS
 from capfinder.errors import InputError
+from capfinder.etl.hashing import IDENTITY, keyed_hash
 from capfinder.inspection.contents import of_split
 from capfinder.log import progress
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from capfinder import files
-from capfinder.data import cache, compiled, engines, hashing, records, scan, sources, versions
-from capfinder.data.leaks import LeakCheck
-from capfinder.data.plan import SplitRules
-from capfinder.data.sources import Source
+from capfinder import compiled, files
+from capfinder.data import cache, records, versions
 from capfinder.data.versions import Dataset
 from capfinder.errors import InputError
+from capfinder.etl import engines, hashing, scan, sources
+from capfinder.etl.leaks import LeakCheck
+from capfinder.etl.plan import SplitRules
+from capfinder.etl.sources import Source
 from capfinder.log import logger
 from capfinder.stages import etl_estimate, remote
 from capfinder.stages.etl_build import Builder, EtlSettings

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 
 from capfinder import files
-from capfinder.data import hashing, quality, quality_warnings, records, shuffle, sources, versions
-from capfinder.data import plan as planning
-from capfinder.data.csv_reader import Reject
-from capfinder.data.engines import Engine, PassTwo
-from capfinder.data.leaks import LeakCheck
-from capfinder.data.parents import Parents
-from capfinder.data.plan import Plan, SplitRules
-from capfinder.data.scan import Scanned
-from capfinder.data.shuffle import ParsedBlock, WrittenShard
-from capfinder.data.sources import Source
-from capfinder.data.stream import map_in_order
+from capfinder.data import records, versions
 from capfinder.errors import StageFailedError
+from capfinder.etl import hashing, quality, quality_warnings, shuffle, sources
+from capfinder.etl import plan as planning
+from capfinder.etl.csv_reader import Reject
+from capfinder.etl.engines import Engine, PassTwo
+from capfinder.etl.leaks import LeakCheck
+from capfinder.etl.parents import Parents
+from capfinder.etl.plan import Plan, SplitRules
+from capfinder.etl.scan import Scanned
+from capfinder.etl.shuffle import ParsedBlock, WrittenShard
+from capfinder.etl.sources import Source
+from capfinder.etl.stream import map_in_order
 from capfinder.log import logger
 from capfinder.stages import etl_report
 

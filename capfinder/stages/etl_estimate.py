@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from capfinder import log
-from capfinder.data.csv_files import is_gzip, read_blocks
-from capfinder.data.csv_reader import parse_signals, scan_block
-from capfinder.data.identities import IDENTITY
-from capfinder.data.plan import CHOSEN, RECORD_EXTRA_BYTES
-from capfinder.data.sources import Source
-from capfinder.data.stream import BLOCK_BYTES, worker_count
 from capfinder.errors import InputError
+from capfinder.etl.csv_files import is_gzip, read_blocks
+from capfinder.etl.csv_reader import parse_signals, scan_block
+from capfinder.etl.identities import IDENTITY
+from capfinder.etl.plan import CHOSEN, RECORD_EXTRA_BYTES
+from capfinder.etl.sources import Source
+from capfinder.etl.stream import BLOCK_BYTES, worker_count
 from capfinder.log import logger
 from capfinder.stages.etl_build import EtlSettings
 

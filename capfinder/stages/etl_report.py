@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capfinder import log
-from capfinder.data import quality
-from capfinder.data.plan import Plan
 from capfinder.data.records import SPLITS
-from capfinder.data.scan import Scanned
-from capfinder.data.sources import Source
+from capfinder.etl import quality
+from capfinder.etl.plan import Plan
+from capfinder.etl.scan import Scanned
+from capfinder.etl.sources import Source
 
 
 def source_facts(sources: Sequence[Source], scanned: Scanned, plan: Plan) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from etl_compare import Tally, compare_block, compare_file
 from etl_mutations import HEADER, lines_of, mutated, some_rows
 
-from capfinder.data.csv_files import MAX_ROW_BYTES, Block
+from capfinder.etl.csv_files import MAX_ROW_BYTES, Block
 
 DTYPES = ("float16", "float32", "float64")
 FILE_SHARE, HUGE_LINE_SHARE = 0.15, 0.003

@@ -13,9 +13,9 @@ import numpy as np
 from etl_mutations import HEADER
 from etl_reference import Row
 
-from capfinder.data.csv_files import Block, read_blocks, read_ranges
-from capfinder.data.csv_reader import OTHER_CLASS, Rows, parse_signals, scan_block
 from capfinder.errors import InputError
+from capfinder.etl.csv_files import Block, read_blocks, read_ranges
+from capfinder.etl.csv_reader import OTHER_CLASS, Rows, parse_signals, scan_block
 
 
 @dataclass

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from capfinder.data import csv_reader
-from capfinder.data.csv_reader import parse_signals, scan_block
+from capfinder.etl import csv_reader
+from capfinder.etl.csv_reader import parse_signals, scan_block
 
 SEED = 3
 CASE = ReaderCase(b'a,0,"1.5,2"\nb,0,"0.1,-3"\nc,x,"1"\n', "", (0, 2), None, 3, "float32")

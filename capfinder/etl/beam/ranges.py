@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from capfinder.data.beam.exchange import Exchange, WorkerFile, record
-from capfinder.data.csv_files import (
+from capfinder.etl.beam.exchange import Exchange, WorkerFile, record
+from capfinder.etl.csv_files import (
     HEAD_BYTES,
     check_header,
     count_line_ends,
     read_blocks,
     whole_lines,
 )
-from capfinder.data.scan import ScannedBlock, scan
-from capfinder.data.stream import BLOCK_BYTES
+from capfinder.etl.scan import ScannedBlock, scan
+from capfinder.etl.stream import BLOCK_BYTES
 
 RANGE_BYTES = 64_000_000  # some seconds of one processor
 

@@ -17,8 +17,8 @@ def cache_directory() -> Path:
     """In the user's cache, a directory for this very source: numba notices a change in a kernel's
     own file, but not in one that it was compiled with."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    kernels = b"".join(text for text in texts if b"capfinder.data.compiled import" in text)
+    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    kernels = b"".join(text for text in texts if b"capfinder.compiled import" in text)
     return base / "capfinder" / "kernels" / hashlib.sha256(kernels).hexdigest()[:16]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from capfinder.data.records import SPLITS
-from capfinder.data.spill import Spill, part_of_hash
 from capfinder.errors import StageFailedError
+from capfinder.etl.spill import Spill, part_of_hash
 
 _ENTRY = np.dtype([("first", "<u8"), ("second", "<u8"), ("split", "i1")])
 _ENTRIES_PER_PART = 1 << 18

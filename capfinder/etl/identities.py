@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from capfinder.data import hashing
-from capfinder.data.csv_reader import Rows
-from capfinder.data.spill import Spill, part_of_hash
+from capfinder.etl import hashing
+from capfinder.etl.csv_reader import Rows
+from capfinder.etl.spill import Spill, part_of_hash
 
 # file: index of the source; line: its number, from 1; begin and id_bytes: where the read_id's text
 # lies in the decompressed file; start and end: the signal's text.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from capfinder.data import hashing, sources
-from capfinder.data.sources import Source
-from capfinder.data.spill import Spill, part_of_hash
 from capfinder.errors import InputError
+from capfinder.etl import hashing, sources
+from capfinder.etl.sources import Source
+from capfinder.etl.spill import Spill, part_of_hash
 
 _PAIR = np.dtype([("choose", "<u8"), ("identity", "<u8"), ("group", "<u8")])
 _BATCH_ROWS = 50_000

@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Any
 
 from capfinder import files, log
-from capfinder.data.beam import parts
-from capfinder.data.beam import ranges as scanning
-from capfinder.data.beam.exchange import Exchange, WorkerFile, findings
-from capfinder.data.beam.options import BeamOptions, parse
-from capfinder.data.beam.parts import Form, ParseRows, WriteShard
-from capfinder.data.beam.ranges import Digest, RangeEnd, ScanRange
-from capfinder.data.csv_files import is_gzip
-from capfinder.data.plan import Plan
-from capfinder.data.scan import FileFacts, ScannedBlock, file_of_segment
-from capfinder.data.shuffle import ParsedBlock, WrittenShard
-from capfinder.data.sources import Source
 from capfinder.errors import StageFailedError
+from capfinder.etl.beam import parts
+from capfinder.etl.beam import ranges as scanning
+from capfinder.etl.beam.exchange import Exchange, WorkerFile, findings
+from capfinder.etl.beam.options import BeamOptions, parse
+from capfinder.etl.beam.parts import Form, ParseRows, WriteShard
+from capfinder.etl.beam.ranges import Digest, RangeEnd, ScanRange
+from capfinder.etl.csv_files import is_gzip
+from capfinder.etl.plan import Plan
+from capfinder.etl.scan import FileFacts, ScannedBlock, file_of_segment
+from capfinder.etl.shuffle import ParsedBlock, WrittenShard
+from capfinder.etl.sources import Source
 
 POLL_SECONDS = 2.0
 POLL_TASKS = 200  # looked for at a time

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from capfinder import files
-from capfinder.data import csv_reader
-from capfinder.data.csv_reader import MAX_READ_ID_BYTES, Reject
-from capfinder.data.sources import Source
-from capfinder.data.spill import Spill
 from capfinder.errors import InputError
+from capfinder.etl import csv_reader
+from capfinder.etl.csv_reader import MAX_READ_ID_BYTES, Reject
+from capfinder.etl.sources import Source
+from capfinder.etl.spill import Spill
 
 DUPLICATE = "duplicate read_id"
 CONFLICT = "conflicting classes"

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from capfinder import log
-from capfinder.data import kernels, records, scan
-from capfinder.data.csv_files import read_ranges
-from capfinder.data.csv_reader import Signals, parse_signals
-from capfinder.data.plan import Plan, Shard
+from capfinder.data import records
 from capfinder.data.records import ShardFile
-from capfinder.data.sources import Source
-from capfinder.data.spill import Spill
-from capfinder.data.stream import BLOCK_BYTES, map_in_order, merge
 from capfinder.errors import InputError, StageFailedError
+from capfinder.etl import kernels, scan
+from capfinder.etl.csv_files import read_ranges
+from capfinder.etl.csv_reader import Signals, parse_signals
+from capfinder.etl.plan import Plan, Shard
+from capfinder.etl.sources import Source
+from capfinder.etl.spill import Spill
+from capfinder.etl.stream import BLOCK_BYTES, map_in_order, merge
 
 MAX_GAP_BYTES = 1 << 16  # between two chosen rows: reading on is cheaper than a seek below this
 SHARD_WRITERS = 2  # each holds some copies of a shard in memory

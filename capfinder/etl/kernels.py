@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capfinder.data.compiled import helper, kernel
+from capfinder.compiled import helper, kernel
 
 # Any: to numba these are integers like int, to mypy they aren't.
 U8: Any = np.uint8

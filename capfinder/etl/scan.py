@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from capfinder import log
-from capfinder.data import csv_reader, hashing, sources
-from capfinder.data.csv_files import Block, is_gzip, read_blocks
-from capfinder.data.csv_reader import Reject
-from capfinder.data.identities import (
+from capfinder.errors import InputError
+from capfinder.etl import csv_reader, hashing, sources
+from capfinder.etl.csv_files import Block, is_gzip, read_blocks
+from capfinder.etl.csv_reader import Reject
+from capfinder.etl.identities import (
     DUPLICATE,
     KEEP,
     Identities,
     find_duplicates,
     records_of,
 )
-from capfinder.data.quality import RunStatistics
-from capfinder.data.rejects import CONFLICT as CONFLICTING
-from capfinder.data.rejects import DUPLICATE as DUPLICATED
-from capfinder.data.rejects import Rejects
-from capfinder.data.sources import Source
-from capfinder.data.spill import Spill
-from capfinder.data.stream import BLOCK_BYTES, map_in_order, merge
-from capfinder.errors import InputError
+from capfinder.etl.quality import RunStatistics
+from capfinder.etl.rejects import CONFLICT as CONFLICTING
+from capfinder.etl.rejects import DUPLICATE as DUPLICATED
+from capfinder.etl.rejects import Rejects
+from capfinder.etl.sources import Source
+from capfinder.etl.spill import Spill
+from capfinder.etl.stream import BLOCK_BYTES, map_in_order, merge
 
 MEGABYTE = 1_000_000
 READS_PER_PART = 1 << 17  # of the identities: 40 MB of memory while one part is gone through

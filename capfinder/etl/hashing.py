@@ -5,7 +5,7 @@ BLAKE2b in a compiled kernel: hashlib gives the same bytes, but with a call of P
 
 import numpy as np
 
-from capfinder.data.compiled import helper, kernel
+from capfinder.compiled import helper, kernel
 
 # The four words of a read's hash, one for each use, so that no choice says anything of another.
 CHOOSE, SPLIT, ORDER, IDENTITY = range(4)

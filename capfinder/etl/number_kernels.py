@@ -6,8 +6,8 @@ one exact operation on small integers (Clinger), a 128-bit power of ten where 17
 
 import numpy as np
 
-from capfinder.data.compiled import helper, inlined, kernel
-from capfinder.data.kernels import HIGH_BITS, I64, U64, commas_in, each_byte, load_word
+from capfinder.compiled import helper, inlined, kernel
+from capfinder.etl.kernels import HIGH_BITS, I64, U64, commas_in, each_byte, load_word
 
 GOOD, SLOW, NOT_FINITE, NOT_A_NUMBER = range(4)  # the worst of a row's numbers is the row's
 

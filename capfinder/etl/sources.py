@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from capfinder import files
-from capfinder.data.csv_files import read_blocks, read_ranges
-from capfinder.data.csv_reader import scan_block
-from capfinder.data.stream import BLOCK_BYTES
 from capfinder.errors import InputError
+from capfinder.etl.csv_files import read_blocks, read_ranges
+from capfinder.etl.csv_reader import scan_block
+from capfinder.etl.stream import BLOCK_BYTES
 
 
 @dataclass(frozen=True)

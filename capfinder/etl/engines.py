@@ -9,12 +9,12 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from capfinder.data import scan, shuffle
-from capfinder.data.plan import Plan
-from capfinder.data.scan import FileFacts, ScannedBlock
-from capfinder.data.shuffle import ParsedBlock, WrittenShard
-from capfinder.data.sources import Source
 from capfinder.errors import SettingsError
+from capfinder.etl import scan, shuffle
+from capfinder.etl.plan import Plan
+from capfinder.etl.scan import FileFacts, ScannedBlock
+from capfinder.etl.shuffle import ParsedBlock, WrittenShard
+from capfinder.etl.sources import Source
 
 NOT_INSTALLED = (
     "etl_params.engine=beam: Apache Beam isn't installed. Install it with pip install '.[beam]', "
@@ -60,7 +60,7 @@ def check(name: str, beam_options: Sequence[str]) -> None:
     if name == "beam":
         if importlib.util.find_spec("apache_beam") is None:
             raise SettingsError(NOT_INSTALLED)
-        from capfinder.data.beam import options
+        from capfinder.etl.beam import options
 
         options.parse(beam_options)
 
@@ -72,7 +72,7 @@ def make(name: str, beam_options: Sequence[str], *, scratch: Path) -> Iterator[E
     if name == "local":
         yield LocalEngine()
         return
-    from capfinder.data.beam.engine import BeamEngine
+    from capfinder.etl.beam.engine import BeamEngine
 
     with BeamEngine(beam_options, scratch) as engine:
         yield engine

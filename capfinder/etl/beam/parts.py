@@ -10,11 +10,11 @@ from typing import cast
 
 import numpy as np
 
-from capfinder.data import shuffle
-from capfinder.data.beam.exchange import Exchange, WorkerFile, record
-from capfinder.data.plan import CHOSEN, Shard
-from capfinder.data.shuffle import ParsedBlock, WrittenShard
 from capfinder.errors import CapfinderError
+from capfinder.etl import shuffle
+from capfinder.etl.beam.exchange import Exchange, WorkerFile, record
+from capfinder.etl.plan import CHOSEN, Shard
+from capfinder.etl.shuffle import ParsedBlock, WrittenShard
 
 GROUP_BYTES = 1 << 25  # of parsed rows that a worker gathers by shard before it hands them on
 

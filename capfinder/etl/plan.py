@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from capfinder.data import hashing, scan, sources, splits
-from capfinder.data.identities import HASHES, KEEP, PLACE_IN_FILE, hash_order
-from capfinder.data.parents import Parents
 from capfinder.data.records import SPLITS
-from capfinder.data.scan import Scanned
-from capfinder.data.sources import Source
-from capfinder.data.spill import Spill, part_of_hash
 from capfinder.errors import InputError
+from capfinder.etl import hashing, scan, sources, splits
+from capfinder.etl.identities import HASHES, KEEP, PLACE_IN_FILE, hash_order
+from capfinder.etl.parents import Parents
+from capfinder.etl.scan import Scanned
+from capfinder.etl.sources import Source
+from capfinder.etl.spill import Spill, part_of_hash
 
 SHARD_BYTES = 64_000_000  # a shard is written from memory
 RECORD_EXTRA_BYTES = 128  # of a record, beside its signal

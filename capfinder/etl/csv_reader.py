@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capfinder.data import kernels, number_kernels
-from capfinder.data.csv_files import HEAD_BYTES, MAX_ROW_BYTES, Block
-from capfinder.data.preprocess import fit_length
+from capfinder.etl import kernels, number_kernels
+from capfinder.etl.csv_files import HEAD_BYTES, MAX_ROW_BYTES, Block
+from capfinder.etl.preprocess import fit_length
 
 MAX_READ_ID_BYTES = 128  # a UUID has 36
 MAX_CLASS_DIGITS = 9  # fits in int32

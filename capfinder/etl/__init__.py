@@ -1,0 +1,1 @@
+"""From CSV files to the shards of a dataset: read, check, choose, split, parse, write."""
