@@ -28,7 +28,8 @@ from capfinder.stages import etl
 
 NUM_CLASSES = 2
 FEWEST_READS = 3  # of a class, for one in each split with the fractions below
-KEPT = {".lock", "cap_data", "sources.json", "cache"}  # in output_dir/dataset
+# In output_dir/dataset; what comes after the stage takes .unpublished away.
+KEPT = {".lock", ".unpublished", "cap_data", "sources.json", "cache"}
 SPLITS = ("train", "validation", "test")
 
 
