@@ -85,18 +85,14 @@ def remove_dead(directory: Path) -> None:
     lock, as the names of those that live stay."""
     for member in directory.glob(f"{PARTIAL}*"):
         number = re.search(r"-(\d+)(\.[^-]*)?$", member.name)
-        if number is not None and not _lives(int(number[1])):
+        if number is not None and not _may_live(number[1]):
             _remove(member)
 
 
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+def _may_live(process: str) -> bool:
+    """Without /proc (macOS) nothing is known: what such a process left stays."""
+    proc = Path("/proc")
+    return not (proc / "self").exists() or (proc / process).exists()
 
 
 def write_text(path: Path, text: str) -> None:
