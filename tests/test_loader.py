@@ -278,7 +278,7 @@ def test_a_stream_that_is_left_early_leaves_no_thread(in_shards, monkeypatch):
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others may end meanwhile
 
 
 def test_a_stream_that_is_still_open_when_the_program_ends_says_nothing(in_shards):
