@@ -25,6 +25,7 @@ from rich.text import Text
 
 logger = logging.getLogger("capfinder")
 console = Console()
+MEGABYTE = 10**6
 PLAIN_LINE_SECONDS = 10.0  # between two progress lines when the output isn't a terminal
 
 
@@ -191,6 +192,28 @@ def progress(description: str, *, total: int, unit: str) -> Iterator[Bar]:
         yield bar
     finally:
         bar.close()
+
+
+class ByteBar:
+    """What `progress_bytes` yields: told bytes, it moves a bar of megabytes."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._bytes = bar, 0
+
+    def advance(self, size: int) -> None:
+        self._bytes += size
+        self._bar.advance(_megabytes(self._bytes) - self._bar.done)
+
+
+@contextmanager
+def progress_bytes(description: str, *, total: int) -> Iterator[ByteBar]:
+    """As `progress` of `total` bytes, shown in megabytes."""
+    with progress(description, total=_megabytes(total), unit="MB") as bar:
+        yield ByteBar(bar)
+
+
+def _megabytes(size: int) -> int:
+    return -(-size // MEGABYTE)
 
 
 def format_seconds(seconds: float) -> str:

@@ -26,10 +26,10 @@ from capfinder.data.artifact_index import (
 )
 from capfinder.data.versions import Dataset
 from capfinder.errors import InputError
+from capfinder.log import MEGABYTE
 
 CHUNK_BYTES = 192 * 2**20  # Comet takes files of up to 200 MiB
 COPY_BYTES = 2**20
-MEGABYTE = 10**6
 
 
 def pack(dataset: Dataset, directory: Path, *, chunk_bytes: int) -> list[Path]:
@@ -52,7 +52,7 @@ def pack(dataset: Dataset, directory: Path, *, chunk_bytes: int) -> list[Path]:
     members: list[Entry] = []
     with (
         _ChunkWriter(directory, chunk_bytes) as writer,
-        log.progress(f"Packing {dataset.version}", total=total // MEGABYTE, unit="MB") as bar,
+        log.progress_bytes(f"Packing {dataset.version}", total=total) as bar,
     ):
         for name, path in paths.items():
             member = _add(writer, name, path)
@@ -62,7 +62,7 @@ def pack(dataset: Dataset, directory: Path, *, chunk_bytes: int) -> list[Path]:
                     f"{dataset.directory} to have the version built again."
                 )
             members.append(member)
-            bar.advance(sum(member.size for member in members) // MEGABYTE - bar.done)
+            bar.advance(member.size)
         chunks = writer.finish()
     path = directory / INDEX
     files.write_json(

@@ -181,28 +181,6 @@ def read_blocks(directory: Path, split: str) -> Iterator[Block]:
         yield from read_shard_blocks(path, target_length=target_length, dtype=dtype)
 
 
-def read_shard(path: Path, *, target_length: int, dtype: np.typing.DTypeLike) -> Block:
-    """All records of one shard. Raises: InputError when it is damaged."""
-    dtype = np.dtype(dtype)
-    with _open(path) as stream:  # no record is smaller than its signal
-        most = os.fstat(stream.fileno()).st_size // _frame_bytes(target_length, dtype)
-    signals = np.empty((most, target_length), dtype)  # what isn't used costs no memory
-    cap_classes, lengths = np.empty((2, most), np.int64)
-    read_ids, done = [np.empty(0, "S1")], 0
-    for block in read_shard_blocks(path, target_length=target_length, dtype=dtype):
-        part = slice(done, done + len(block.lengths))
-        signals[part], cap_classes[part] = block.signals, block.cap_classes
-        lengths[part] = block.lengths
-        read_ids.append(block.read_ids)
-        done = part.stop
-    return Block(signals[:done], cap_classes[:done], np.concatenate(read_ids), lengths[:done])
-
-
-def _frame_bytes(target_length: int, dtype: np.dtype) -> int:
-    """The least that a record takes in a shard."""
-    return FRAME_BYTES + target_length * dtype.itemsize
-
-
 def read_shard_blocks(
     path: Path, *, target_length: int, dtype: np.typing.DTypeLike
 ) -> Iterator[Block]:
@@ -210,7 +188,7 @@ def read_shard_blocks(
 
     Raises: InputError that names the shard and the record when it is damaged."""
     dtype = np.dtype(dtype)
-    frame_bytes = _frame_bytes(target_length, dtype)
+    frame_bytes = FRAME_BYTES + target_length * dtype.itemsize  # the least that a record takes
     buffer = np.empty(max(_BLOCK_BYTES, 2 * frame_bytes), np.uint8)
     filled = done = 0  # bytes in the buffer; records yielded
     with _open(path) as stream:

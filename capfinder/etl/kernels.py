@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from capfinder.compiled import helper, kernel
+from capfinder.data.record_kernels import copy_texts
 
 # Any: to numba these are integers like int, to mypy they aren't.
 U8: Any = np.uint8
@@ -175,20 +176,11 @@ def _samples(buffer: np.ndarray, start: int, end: int) -> int:
     return 0 if is_wrong else samples
 
 
-@kernel
-def _copy_texts(
-    buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, copied: np.ndarray
-) -> None:
-    for row in range(len(starts)):
-        for place in range(ends[row] - starts[row]):
-            copied[row, place] = buffer[starts[row] + place]
-
-
 def texts(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """(n,) 'S' the bytes starts..ends (n,) of each row."""
     width = int((ends - starts).max(initial=1))
     copied = np.zeros((len(starts), width), np.uint8)
-    _copy_texts(buffer, np.ascontiguousarray(starts), np.ascontiguousarray(ends), copied)
+    copy_texts(buffer, np.ascontiguousarray(starts), np.ascontiguousarray(ends), copied)
     return copied.reshape(-1).view(f"S{width}")
 
 

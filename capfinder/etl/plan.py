@@ -108,6 +108,7 @@ class _Planner:
         self.label = np.array([source.label for source in found])
         self.is_test = np.array([source.is_test for source in found])
         self.run = scan.run_ranks(scanned.facts)  # of each file
+        self.groups = self._groups_of_runs()
         unique = np.array([fact.unique for fact in scanned.facts])
         fitted = ~self.is_test
         self.available = np.bincount(
@@ -155,7 +156,6 @@ class _Planner:
 
     def _chosen(self) -> Iterator[np.ndarray]:
         """The reads used, records of CHOSEN; those of the test directory are in TEST already."""
-        groups = self._groups_of_runs()
         before = np.zeros(len(self.run), np.int64)
         for part, records, verdict in scan.unique_reads(self.scanned, self.sources):
             records = records[verdict == KEEP]
@@ -168,8 +168,8 @@ class _Planner:
             reads["assigned"] = np.where(is_test[is_used], splits.TEST, -1)
             if self.parents is not None:
                 reads["group"] = self.parents.of(part, reads)
-            elif groups is not None:
-                reads["group"] = groups[run[is_used]]
+            elif self.groups is not None:
+                reads["group"] = self.groups[run[is_used]]
             yield reads
         if self.parents is not None:
             self.parents.check_complete()
@@ -205,7 +205,7 @@ class _Planner:
             yield reads
 
     def _split_by_file(self) -> Iterator[np.ndarray]:
-        groups = self._groups_of_runs()
+        groups = self.groups
         assert groups is not None
         fitted = np.unique(self.run[~self.is_test])
         fitted = fitted[self.share[fitted] > 0]

@@ -17,6 +17,11 @@ _BINS = _EXACT + (31 - _EXACT_BITS) * _PER_OCTAVE
 _SCALE, _HALF = 20, 26
 _LARGEST = 2.0 ** (2 * _HALF - _SCALE) - 1  # values, their squares too, are cut at 4.3e9
 
+NOTE = (
+    "length: median (shortest to longest) of the good rows; the chosen reads' mean signal, "
+    "standard deviation of the means between reads, and mean standard deviation within a read "
+    "(spread)."
+)
 COLUMNS = ("file", "class", "rows", "good", "chosen", "length", "mean", "between reads", "spread")
 
 

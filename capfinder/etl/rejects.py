@@ -15,8 +15,8 @@ from capfinder.etl.csv_reader import MAX_READ_ID_BYTES, Reject
 from capfinder.etl.sources import Source
 from capfinder.etl.spill import Spill
 
-DUPLICATE = "duplicate read_id"
-CONFLICT = "conflicting classes"
+DUPLICATE_READ_ID = "duplicate read_id"
+CONFLICTING_CLASSES = "conflicting classes"
 REASONS = (
     csv_reader.BAD_UTF8,
     csv_reader.BAD_CLASS,
@@ -28,8 +28,8 @@ REASONS = (
     csv_reader.OTHER_CLASS,
     csv_reader.TOO_LONG,
     csv_reader.TRUNCATED,
-    DUPLICATE,
-    CONFLICT,
+    DUPLICATE_READ_ID,
+    CONFLICTING_CLASSES,
 )
 _RECORD = np.dtype([("line", "<i8"), ("reason", "u1"), ("read_id", f"S{MAX_READ_ID_BYTES}")])
 _LINES_PER_PART = 1 << 19  # so that one part is at most 70 MB

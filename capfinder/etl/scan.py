@@ -16,6 +16,7 @@ from capfinder.etl import csv_reader, hashing, sources
 from capfinder.etl.csv_files import Block, is_gzip, read_blocks
 from capfinder.etl.csv_reader import Reject
 from capfinder.etl.identities import (
+    CONFLICT,
     DUPLICATE,
     KEEP,
     Identities,
@@ -23,18 +24,16 @@ from capfinder.etl.identities import (
     records_of,
 )
 from capfinder.etl.quality import RunStatistics
-from capfinder.etl.rejects import CONFLICT as CONFLICTING
-from capfinder.etl.rejects import DUPLICATE as DUPLICATED
-from capfinder.etl.rejects import Rejects
+from capfinder.etl.rejects import CONFLICTING_CLASSES, DUPLICATE_READ_ID, Rejects
 from capfinder.etl.sources import Source
 from capfinder.etl.spill import Spill
 from capfinder.etl.stream import BLOCK_BYTES, map_in_order, merge
 
-MEGABYTE = 1_000_000
 READS_PER_PART = 1 << 17  # of the identities: 40 MB of memory while one part is gone through
 LINES_PER_SEGMENT = 1 << 17
 _BAD = np.dtype([("begin", "<i8"), ("id_bytes", "u1"), ("line", "<i8"), ("verdict", "i1")])
 _NAMED_AT_ONCE = 10_000
+_REASONS = {DUPLICATE: DUPLICATE_READ_ID, CONFLICT: CONFLICTING_CLASSES}
 
 
 @dataclass
@@ -71,17 +70,6 @@ class Scanned:
 ScanFiles = Callable[..., Generator[tuple[int, ScannedBlock | None]]]  # as scan_files below
 
 
-class Progress:
-    """Moves a bar of megabytes by bytes."""
-
-    def __init__(self, bar: log.Bar) -> None:
-        self._bar, self._bytes = bar, 0
-
-    def advance(self, size: int) -> None:
-        before, self._bytes = self._bytes, self._bytes + size
-        self._bar.advance(-(-self._bytes // MEGABYTE) + (-before // MEGABYTE))
-
-
 def scan(block: Block, *, file: int, cap_class: int, seed: int) -> ScannedBlock:
     """One block of the file number `file`, whose class is `cap_class`."""
     rows, rejects, count = csv_reader.scan_block(block, cap_class=cap_class)
@@ -112,12 +100,11 @@ def scan_files(
         scanned = scan(block, file=number, cap_class=found[number].cap_class, seed=seed)
         return number, scanned, size
 
-    with log.progress("Reading CSV files", total=-(-total // MEGABYTE), unit="MB") as bar:
-        progress = Progress(bar)
+    with log.progress_bytes("Reading CSV files", total=total) as bar:
         streams = [functools.partial(blocks, number) for number in range(len(found))]
         for number, scanned, size in map_in_order(scan_one, merge(streams)):
             yield number, scanned
-            progress.advance(size)
+            bar.advance(size)
 
 
 def scan_sources(
@@ -230,7 +217,7 @@ def _name_duplicates(rejects: Rejects, number: int, source: Source, records: np.
         rejects.add(
             number,
             [
-                Reject(line, text, DUPLICATED if kind == DUPLICATE else CONFLICTING)
+                Reject(line, text, _REASONS[kind])
                 for line, text, kind in zip(
                     part["line"].tolist(), texts, part["verdict"].tolist(), strict=False
                 )

@@ -66,9 +66,7 @@ def tables(manifest: Mapping[str, Any], names: Sequence[str], directory: Path) -
                 quality.COLUMNS,
                 quality.table(manifest["quality"], names),
                 left=(0, 1),
-                note="length: median (shortest to longest) of the good rows; the chosen reads' "
-                "mean signal, standard deviation of the means between reads, and mean standard "
-                "deviation within a read (spread).",
+                note=quality.NOTE,
             )
         )
     return [*found, rejects(manifest), decided_by(manifest), shards(manifest, directory)]

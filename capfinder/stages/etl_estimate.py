@@ -47,7 +47,7 @@ class Estimate:
             log.format_bytes(self.file_bytes),
             f"{self.reads:,}",
             f"{self.chosen:,}",
-            log.format_seconds(self.seconds),
+            log.format_seconds(max(self.seconds, 1.0)),
             worker_count(),
             log.format_bytes(self.disk_bytes),
             log.format_bytes(free),

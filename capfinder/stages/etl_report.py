@@ -9,6 +9,7 @@ from capfinder.etl import quality
 from capfinder.etl.plan import Plan
 from capfinder.etl.scan import Scanned
 from capfinder.etl.sources import Source
+from capfinder.log import logger
 
 
 def source_facts(sources: Sequence[Source], scanned: Scanned, plan: Plan) -> list[dict[str, Any]]:
@@ -53,6 +54,7 @@ def show_summary(manifest: Mapping[str, Any]) -> None:
     log.table("Reads", ("class", "rows", "rejected", "runs", "chosen", *SPLITS), rows)
     names = [str(label) for label in range(manifest["num_classes"])]
     log.table("Runs", quality.COLUMNS, quality.table(manifest["quality"], names), left=(0, 1))
+    logger.info("%s", quality.NOTE)
     if manifest["rejects"]:
         counted = [(reason, f"{count:,}") for reason, count in manifest["rejects"].items()]
         log.table("Rejected rows (all in rejects.csv)", ("reason", "rows"), counted)

@@ -139,7 +139,7 @@ class Remote:
         self._root.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=files.PARTIAL, dir=self._root) as scratch,
-            _Megabytes(f"Fetching {version}", index.chunk_bytes) as bar,
+            log.progress_bytes(f"Fetching {version}", total=index.chunk_bytes) as bar,
         ):
             path = Path(scratch) / "chunk"
 
@@ -191,7 +191,8 @@ class Remote:
             ):
                 raise CometError("Comet: the run isn't online")
             sizes = {path.name: path.stat().st_size for path in paths}
-            with _Megabytes(f"Uploading {dataset.version}", sum(sizes.values())) as bar:
+            total = sum(sizes.values())
+            with log.progress_bytes(f"Uploading {dataset.version}", total=total) as bar:
                 self._store.wait_until_stored(dataset.version, sizes, bar.advance)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -254,29 +255,6 @@ def _scratch(root: Path) -> Path:
 
 def _upload_lock(root: Path) -> contextlib.AbstractContextManager[None]:
     return files.exclusive_lock(root.parent / ".upload.lock", holder="another upload")
-
-
-class _Megabytes:
-    """A progress bar in MB that is told bytes."""
-
-    def __init__(self, description: str, total: int) -> None:
-        self._progress = log.progress(description, total=_megabytes(total), unit="MB")
-        self._bytes = 0
-
-    def __enter__(self) -> "_Megabytes":
-        self._bar = self._progress.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.__exit__(None, None, None)
-
-    def advance(self, size: int) -> None:
-        self._bytes += size
-        self._bar.advance(_megabytes(self._bytes) - self._bar.done)
-
-
-def _megabytes(size: int) -> int:
-    return -(-size // artifacts.MEGABYTE)
 
 
 def _metadata(dataset: Dataset) -> dict[str, object]:
