@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -7,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfinder.errors import SettingsError
+from capfinder.models import lstm
+from capfinder.models.dropout import random_bits
 from capfinder.models.layers import (
     BatchNorm,
     Conv,
     Dense,
+    Dropout,
     Lstm,
     PositionDense,
     max_pool,
@@ -112,41 +117,154 @@ def test_batch_norm_computes_what_keras_computes(train):
     np.testing.assert_allclose(y, layer(x, training=train), atol=1e-5)
 
 
-@pytest.mark.parametrize("return_sequences", [True, False])
+def _plain_norm(x, scale, bias):
+    mean, var = x.mean((0, 1)), x.var((0, 1))
+    return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+
+
+def test_batch_norms_gradient_is_that_of_its_formula():
+    x, scale, bias, weights = 2 + _normal(16, 7, 5), _normal(5), _normal(5), _normal(16, 7, 5)
+    norm = BatchNorm(False)
+    stats = norm.init(jax.random.key(0), x)["batch_stats"]
+
+    def ours(x, scale, bias):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        y, _ = norm.apply(variables, x, mutable=["batch_stats"])
+        return (y**2 * weights).sum()
+
+    def plain(x, scale, bias):
+        return (_plain_norm(x, scale, bias) ** 2 * weights).sum()
+
+    for a, b in zip(
+        jax.grad(ours, (0, 1, 2))(x, scale, bias),
+        jax.grad(plain, (0, 1, 2))(x, scale, bias),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(rate):
+    x = jnp.ones((64, 250, 64))
+    y = Dropout(rate, False).apply({}, x, rngs={"dropout": jax.random.key(3)})
+    kept = np.asarray(y != 0)
+    deviation = np.sqrt(rate * (1 - rate) / kept.size)
+    assert abs(kept.mean() - (1 - rate)) < 5 * deviation
+    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-6)
+    # Every row, position and channel loses its share as well.
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        means = kept.mean(axes)
+        spread = np.sqrt(rate * (1 - rate) * len(means) / kept.size)
+        assert np.abs(means - (1 - rate)).max() < 5 * spread
+        assert 0.6 * spread < means.std() < 1.5 * spread
+
+
+def test_dropout_acts_in_training_alone_and_not_at_rate_0():
+    x = _normal(4, 5)
+    assert Dropout(0.5, True).apply({}, x) is x
+    assert Dropout(0.0, False).apply({}, x) is x
+
+
+def test_random_bits_are_balanced_and_independent_of_their_neighbours_layers_and_steps():
+    key = jax.random.key(0)
+    words = np.asarray(random_bits(key, (512, 64, 8)))
+    others = np.asarray(random_bits(jax.random.fold_in(key, 1), words.shape))
+    pairs = {
+        "itself": None,
+        "next channel": (words[..., 1:], words[..., :-1]),
+        "next position": (words[:, 1:], words[:, :-1]),
+        "next row": (words[1:], words[:-1]),
+        "next step": (words, others),
+    }
+    for name, pair in pairs.items():
+        mixed = words if pair is None else pair[0] ^ pair[1]
+        bits = (mixed.reshape(-1, 1) >> np.arange(32, dtype=np.uint32)) & 1
+        deviation = 0.5 / np.sqrt(len(bits))
+        assert np.abs(bits.mean(0) - 0.5).max() < 5 * deviation, name
+    assert len(np.unique(words)) > 0.9999 * words.size * (1 - words.size / 2**33)
+
+
+def test_random_bits_are_the_same_everywhere():
+    # From the published finaliser, computed with Python's own integers.
+    def finaliser(word):
+        word = (word ^ word >> 16) * 0x7FEB352D % 2**32
+        word = (word ^ word >> 15) * 0x846CA68B % 2**32
+        return word ^ word >> 16
+
+    key = jax.random.key(7)
+    first, second = (int(word) for word in jax.random.bits(key, (2,), jnp.uint32))
+    expected = [finaliser(finaliser(place ^ first) ^ second) for place in range(24)]
+    assert random_bits(key, (2, 3, 4)).ravel().tolist() == expected
+
+
+FORMS = [*lstm.FORMS.values(), lstm.Form("before", 3), lstm.Form("inside", 2)]
+
+
+def _lstm_weights(channels, units):
+    return _normal(channels, 4 * units), _normal(units, 4 * units), _normal(4 * units)
+
+
 @pytest.mark.parametrize(("batch", "length", "channels", "units"), [(1, 1, 1, 1), (3, 20, 5, 7)])
-def test_lstm_computes_what_keras_computes(return_sequences, batch, length, channels, units):
+def test_lstm_computes_what_keras_computes(batch, length, channels, units):
     x = _normal(batch, length, channels)
-    layer = keras.layers.LSTM(units, return_sequences=return_sequences)
+    layer = keras.layers.LSTM(units, return_sequences=True)
     layer.build(x.shape)
-    kernel, recurrent_kernel, bias = (_normal(*w.shape) for w in layer.weights)
+    kernel, recurrent_kernel, bias = _lstm_weights(channels, units)
     layer.set_weights([kernel, recurrent_kernel, bias])
-    expected = layer(x)
+    expected = np.asarray(layer(x)).swapaxes(0, 1)
     params = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias}
-    y = Lstm(units, return_sequences).apply({"params": params}, x)
+    y = Lstm(units).apply({"params": params}, x.swapaxes(0, 1))
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
-def _plain_lstm(params, x):
-    hidden = cell = jnp.zeros((x.shape[0], params["recurrent_kernel"].shape[0]), x.dtype)
-    for t in range(x.shape[1]):
-        gates = x[:, t] @ params["kernel"] + hidden @ params["recurrent_kernel"] + params["bias"]
+def _plain_lstm(x, kernel, recurrent_kernel, bias):
+    hidden = cell = jnp.zeros((x.shape[1], recurrent_kernel.shape[0]), x.dtype)
+    states = []
+    for x_t in x:
+        gates = x_t @ kernel + hidden @ recurrent_kernel + bias
         i, f, g, o = jnp.split(gates, 4, axis=1)
         cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
         hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
-    return hidden
+        states.append(hidden)
+    return jnp.stack(states)
 
 
-def test_lstms_gradient_is_that_of_a_plain_loop():
-    x = _normal(3, 6, 4)
-    lstm = Lstm(5, False)
-    params = lstm.init(jax.random.key(1), x)["params"]
-    ours = jax.jit(jax.grad(lambda p: (lstm.apply({"params": p}, x) ** 2).sum()))(params)
-    plain = jax.jit(jax.grad(lambda p: (_plain_lstm(p, x) ** 2).sum()))(params)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_each_form_of_lstm_gives_the_states_and_gradients_of_a_plain_loop(form):
+    inputs = (_normal(7, 3, 4), *_lstm_weights(4, 5))
+    weights = _normal(7, 3, 5)  # every state counts, each differently
+
+    def value_and_gradients(function):
+        def loss(*inputs):
+            states = function(*inputs)
+            return (states * weights).sum(), states
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(*inputs)
+
+    ours = value_and_gradients(functools.partial(lstm.lstm, form))
+    plain = value_and_gradients(_plain_lstm)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, plain)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_lstm_in_half_precision_stays_close_to_float32(form):
+    inputs = (_normal(30, 4, 6), *_lstm_weights(6, 5))
+    inputs = (inputs[0], *(0.3 * weight for weight in inputs[1:]))
+    half = [value.astype(jnp.bfloat16) for value in inputs[:3]]
+
+    def gradients(*inputs):
+        return jax.grad(lambda *i: (lstm.lstm(form, *i).astype(jnp.float32) ** 2).sum(), (1, 2, 3))(
+            *inputs
+        )
+
+    low, high = gradients(*half, inputs[3]), gradients(*inputs)
+    assert [leaf.dtype for leaf in low] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    for a, b in zip(low, high, strict=True):
+        assert np.abs(a.astype(np.float32) - b).max() <= 0.03 * np.abs(b).max()
+
+
 def test_lstm_starts_as_keras_does():
-    params = Lstm(8, True).init(jax.random.key(0), _normal(1, 2, 6))["params"]
+    params = Lstm(8).init(jax.random.key(0), _normal(1, 2, 6))["params"]
     np.testing.assert_array_equal(params["bias"], np.repeat([0, 1, 0, 0], 8))
     recurrent = params["recurrent_kernel"]
     np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(8), atol=1e-5)
@@ -176,6 +294,20 @@ def test_max_pool_computes_what_keras_computes(window, length):
     np.testing.assert_array_equal(
         max_pool(jnp.asarray(x), window), keras.layers.MaxPooling1D(window)(x)
     )
+
+
+@pytest.mark.parametrize(("window", "length"), [(2, 8), (2, 9), (3, 11)])
+def test_max_pools_gradient_goes_to_the_first_maximum_as_in_reduce_window(window, length):
+    x = jnp.asarray(RNG.integers(0, 3, (4, length, 5)), jnp.float32)  # many ties
+    weights = _normal(4, length // window, 5)
+
+    def reference(x):
+        return jax.lax.reduce_window(
+            x, -jnp.inf, jax.lax.max, (1, window, 1), (1, window, 1), "VALID"
+        )
+
+    ours = jax.grad(lambda x: (max_pool(x, window) * weights).sum())(x)
+    np.testing.assert_array_equal(ours, jax.grad(lambda x: (reference(x) * weights).sum())(x))
 
 
 def test_max_pool_says_when_a_signal_is_too_short():

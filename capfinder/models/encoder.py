@@ -17,6 +17,7 @@ from capfinder.models.hyperparameters import hyperparameter, learning_rate
 from capfinder.models.layers import (
     Conv,
     Dense,
+    Dropout,
     PositionDense,
     classifier_head,
     glorot,
@@ -116,14 +117,14 @@ class Encoder(nn.Module):
             name=f"{name}_attention",
             **precision(self.dtype),
         )(x, mask=real[:, None, None, :, 0] > 0)
-        return nn.Dropout(h.dropout, deterministic=not train)(x)
+        return Dropout(h.dropout, deterministic=not train)(x)
 
     def _feed_forward(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         h, types = self.hyperparameters, precision(self.dtype)
         x = self._norm(f"{name}_feed_forward_norm")(x)
         x = nn.relu(Dense(h.feed_forward_units, name=f"{name}_feed_forward_0", **types)(x))
         x = Dense(h.d_model, name=f"{name}_feed_forward_1", **types)(x)
-        return nn.Dropout(h.dropout, deterministic=not train)(x)
+        return Dropout(h.dropout, deterministic=not train)(x)
 
 
 def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:

@@ -1,10 +1,25 @@
-"""An LSTM layer with Keras's weights: fused gates, one scan over time."""
+"""An LSTM layer with Keras's weights: fused gates, one scan over time, a gradient of its own."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the same numbers are computed, to within rounding."""
+
+    input_product: str  # "inside" the scan, step by step, or "before" it, for all steps at once
+    unroll: int  # steps of the scan in a turn of its loop
+
+
+# By platform, as benchmarks/layers.py measured: cpu. The others follow from what is known of them,
+# no measurement: a GPU is better off with few large products.
+FORMS = {"cpu": Form("inside", 1), "gpu": Form("before", 1), "tpu": Form("before", 1)}
 
 
 def _bias_with_open_forget_gate(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -14,7 +29,7 @@ def _bias_with_open_forget_gate(rng: jax.Array, shape: tuple[int, ...], dtype: A
 
 
 class Lstm(nn.Module):
-    """x: (B, T, C) -> hidden states (B, T, H), or the last one (B, H).
+    """x: (T, B, C) -> hidden states (T, B, H): time comes first, as the scan wants it.
 
     Weights as in keras.layers.LSTM: kernel (C, 4H), recurrent_kernel (H, 4H), bias (4H,), gates in
     the order input, forget, cell, output. The cell state stays in `param_dtype`: summing over
@@ -22,7 +37,6 @@ class Lstm(nn.Module):
     Source: Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000."""
 
     units: int
-    return_sequences: bool
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -36,34 +50,130 @@ class Lstm(nn.Module):
             "recurrent_kernel", nn.initializers.orthogonal(), (self.units, gates), self.param_dtype
         )
         bias = self.param("bias", _bias_with_open_forget_gate, (gates,), self.param_dtype)
-        hidden, last = _scan(
+        return lstm(
+            FORMS.get(jax.default_backend(), FORMS["gpu"]),
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             recurrent_kernel.astype(self.dtype),
             bias,
         )
-        return hidden.swapaxes(0, 1) if self.return_sequences else last
 
 
-def _scan(
-    x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """All hidden states (T, B, H) and the last one (B, H).
+# The gradient by hand: autodiff adds to the weights' gradients in every step of the scan; here they
+# are one product each over all steps, after it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def lstm(
+    form: Form, x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """x (T, B, C), kernel (C, 4H), recurrent_kernel (H, 4H), bias (4H,) -> hidden (T, B, H).
 
-    The input product is inside the scan: on CPU 127 ms where one product before it takes 175
-    (128 -> 128 units, batch 256, forward and backward), since gates stay in the cache."""
-    batch, units = x.shape[0], recurrent_kernel.shape[0]
+    x and the kernels in one type, bias in that of gates and cell state."""
 
-    def step(
-        carry: tuple[jax.Array, jax.Array], x_t: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        hidden, cell = carry
-        gates = (x_t @ kernel + hidden @ recurrent_kernel).astype(bias.dtype) + bias
-        into, forget, new, out = jnp.split(gates, 4, axis=-1)
-        cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(into) * jnp.tanh(new)
-        hidden = (jax.nn.sigmoid(out) * jnp.tanh(cell)).astype(x.dtype)
+    def step(carry: Any, x_t: jax.Array) -> Any:
+        _, hidden, cell = _cell(form, kernel, recurrent_kernel, bias, carry, x_t)
         return (hidden, cell), hidden
 
-    start = (jnp.zeros((batch, units), x.dtype), jnp.zeros((batch, units), bias.dtype))
-    (last, _), hidden = jax.lax.scan(step, start, x.swapaxes(0, 1))
-    return hidden, last
+    start, inputs = _start(form, x, kernel, recurrent_kernel, bias)
+    return jax.lax.scan(step, start, inputs, unroll=form.unroll)[1]
+
+
+def _start(
+    form: Form, x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Hidden and cell state before the first step, and what the scan goes through."""
+    shape = (x.shape[1], recurrent_kernel.shape[0])
+    inputs = x if form.input_product == "inside" else _wide(x @ kernel, bias)
+    return (jnp.zeros(shape, x.dtype), jnp.zeros(shape, bias.dtype)), inputs
+
+
+def _wide(product: jax.Array, bias: jax.Array) -> jax.Array:
+    return product.astype(bias.dtype) + bias
+
+
+def _cell(
+    form: Form,
+    kernel: jax.Array,
+    recurrent_kernel: jax.Array,
+    bias: jax.Array,
+    carry: tuple[jax.Array, jax.Array],
+    x_t: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One step: gates (B, 4H) after their activation, hidden state and cell state (B, H)."""
+    hidden, cell = carry
+    product = hidden @ recurrent_kernel
+    if form.input_product == "inside":
+        gates = _wide(x_t @ kernel + product, bias)
+    else:
+        gates = x_t + product.astype(bias.dtype)
+    gates = _activated(gates)
+    into, forget, new, out = jnp.split(gates, 4, axis=-1)
+    cell = forget * cell + into * new
+    return gates, (out * jnp.tanh(cell)).astype(hidden.dtype), cell
+
+
+def _activated(gates: jax.Array) -> jax.Array:
+    """Sigmoid of the input, forget and output gates, tanh of the new values: (B, 4H) -> (B, 4H).
+
+    One tanh for all, as sigmoid(x) = (1 + tanh(x / 2)) / 2: no copying of parts."""
+    is_new = jnp.arange(4).repeat(gates.shape[-1] // 4) == 2
+    half = jnp.where(is_new, 1, 0.5).astype(gates.dtype)
+    return jnp.tanh(gates * half) * half + (1 - half)
+
+
+def _forward(
+    form: Form, x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
+) -> Any:
+    def step(carry: Any, x_t: jax.Array) -> Any:
+        gates, hidden, cell = _cell(form, kernel, recurrent_kernel, bias, carry, x_t)
+        return (hidden, cell), (hidden, carry, gates)
+
+    start, inputs = _start(form, x, kernel, recurrent_kernel, bias)
+    _, (hidden, before, gates) = jax.lax.scan(step, start, inputs, unroll=form.unroll)
+    return hidden, (x, kernel, recurrent_kernel, before, gates)
+
+
+def _backward(form: Form, saved: Any, gradient: jax.Array) -> Any:
+    """Source: backpropagation through time, e.g. Graves & Schmidhuber 2005, appendix."""
+    x, kernel, recurrent_kernel, (hidden_before, cell_before), gates = saved
+    wide = gates.dtype
+
+    def step(carry: Any, at_t: Any) -> Any:
+        to_hidden, to_cell = carry
+        gradient_t, cell, gates_t = at_t
+        into, forget, new, out = jnp.split(gates_t, 4, axis=-1)
+        squashed = jnp.tanh(forget * cell + into * new)
+        to_hidden = to_hidden.astype(wide) + gradient_t.astype(wide)
+        to_cell = to_cell + to_hidden * out * (1 - squashed * squashed)
+        to_gates = jnp.concatenate(
+            (
+                to_cell * new * into * (1 - into),
+                to_cell * cell * forget * (1 - forget),
+                to_cell * into * (1 - new * new),
+                to_hidden * squashed * out * (1 - out),
+            ),
+            axis=-1,
+        )
+        narrow = to_gates.astype(x.dtype)
+        return (narrow @ recurrent_kernel.T, to_cell * forget), narrow
+
+    start = (jnp.zeros_like(hidden_before[0]), jnp.zeros_like(cell_before[0]))
+    _, to_gates = jax.lax.scan(
+        step, start, (gradient, cell_before, gates), reverse=True, unroll=form.unroll
+    )
+    flat = to_gates.reshape(-1, to_gates.shape[-1])  # (T B, 4H)
+
+    def weights(inputs: jax.Array) -> jax.Array:
+        product = jnp.matmul(
+            inputs.reshape(-1, inputs.shape[-1]).T, flat, preferred_element_type=wide
+        )
+        return product.astype(x.dtype)
+
+    return (
+        to_gates @ kernel.T,
+        weights(x),
+        weights(hidden_before),
+        flat.sum(0, dtype=wide),
+    )
+
+
+lstm.defvjp(_forward, _backward)

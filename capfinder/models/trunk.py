@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from capfinder.models import search
 from capfinder.models.hyperparameters import hyperparameter, learning_rate
-from capfinder.models.layers import BatchNorm, Conv, Lstm, max_pool, precision
+from capfinder.models.layers import BatchNorm, Conv, Dropout, Lstm, max_pool, precision
 
 POOL = 2  # samples per maximum after each convolution
 
@@ -60,7 +60,7 @@ def conv_blocks(x: jax.Array, h: Hyperparameters, *, train: bool, dtype: Any) ->
     for layer, (filters, kernel, dropout) in enumerate(shapes):
         x = nn.relu(Conv(filters, (kernel,), name=f"conv_{layer}", **precision(dtype))(x))
         pooled = max_pool(x, POOL)  # T halves
-        x = nn.Dropout(dropout, deterministic=not train)(pooled)
+        x = Dropout(dropout, deterministic=not train)(pooled)
         norm = BatchNorm(not train, name=f"conv_norm_{layer}", **precision(dtype))
         x = norm(x, undropped=pooled)
     return x
@@ -72,14 +72,16 @@ def lstm_blocks(
     """LSTM, dropout, norm, for each layer: (B, T, C) -> (B, T, H), or (B, H) of the last position.
 
     Call it inside a compact module; its layers become that module's own."""
+    x = x.swapaxes(0, 1)  # time first, for all of the layers
     last = len(h.lstm_units) - 1
     for layer, (units, dropout) in enumerate(zip(h.lstm_units, h.lstm_dropouts, strict=True)):
-        sequences = return_sequences or layer < last
-        hidden = Lstm(units, sequences, name=f"lstm_{layer}", **precision(dtype))(x)
-        x = nn.Dropout(dropout, deterministic=not train)(hidden)
+        hidden = Lstm(units, name=f"lstm_{layer}", **precision(dtype))(x)
+        if layer == last and not return_sequences:
+            hidden = hidden[-1]
+        x = Dropout(dropout, deterministic=not train)(hidden)
         norm = BatchNorm(not train, name=f"lstm_norm_{layer}", **precision(dtype))
         x = norm(x, undropped=hidden)
-    return x
+    return x.swapaxes(0, 1) if return_sequences else x
 
 
 def keras_conv_blocks(x: Any, h: Hyperparameters, layers: Any) -> Any:
