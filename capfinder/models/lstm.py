@@ -70,7 +70,7 @@ def lstm(
     x and the kernels in one type, bias in that of gates and cell state."""
 
     def step(carry: Any, x_t: jax.Array) -> Any:
-        _, hidden, cell = _cell(form, kernel, recurrent_kernel, bias, carry, x_t)
+        hidden, _, cell, _ = _cell(form, kernel, recurrent_kernel, bias, carry, x_t)
         return (hidden, cell), hidden
 
     start, inputs = _start(form, x, kernel, recurrent_kernel, bias)
@@ -97,8 +97,9 @@ def _cell(
     bias: jax.Array,
     carry: tuple[jax.Array, jax.Array],
     x_t: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One step: gates (B, 4H) after their activation, hidden state and cell state (B, H)."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One step: the hidden state (B, H), and what its gradient needs: gates after their activation
+    (B, 4H), the cell state and its tanh (B, H)."""
     hidden, cell = carry
     product = hidden @ recurrent_kernel
     if form.input_product == "inside":
@@ -108,7 +109,8 @@ def _cell(
     gates = _activated(gates)
     into, forget, new, out = jnp.split(gates, 4, axis=-1)
     cell = forget * cell + into * new
-    return gates, (out * jnp.tanh(cell)).astype(hidden.dtype), cell
+    squashed = jnp.tanh(cell)
+    return (out * squashed).astype(hidden.dtype), gates, cell, squashed
 
 
 def _activated(gates: jax.Array) -> jax.Array:
@@ -124,32 +126,31 @@ def _forward(
     form: Form, x: jax.Array, kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
 ) -> Any:
     def step(carry: Any, x_t: jax.Array) -> Any:
-        gates, hidden, cell = _cell(form, kernel, recurrent_kernel, bias, carry, x_t)
-        return (hidden, cell), (hidden, carry, gates)
+        hidden, gates, cell, squashed = _cell(form, kernel, recurrent_kernel, bias, carry, x_t)
+        return (hidden, cell), (hidden, (*carry, gates, squashed))
 
     start, inputs = _start(form, x, kernel, recurrent_kernel, bias)
-    _, (hidden, before, gates) = jax.lax.scan(step, start, inputs, unroll=form.unroll)
-    return hidden, (x, kernel, recurrent_kernel, before, gates)
+    _, (hidden, steps) = jax.lax.scan(step, start, inputs, unroll=form.unroll)
+    return hidden, (x, kernel, recurrent_kernel, *steps)
 
 
 def _backward(form: Form, saved: Any, gradient: jax.Array) -> Any:
     """Source: backpropagation through time, e.g. Graves & Schmidhuber 2005, appendix."""
-    x, kernel, recurrent_kernel, (hidden_before, cell_before), gates = saved
+    x, kernel, recurrent_kernel, hidden_before, cell_before, gates, squashed = saved
     wide = gates.dtype
 
     def step(carry: Any, at_t: Any) -> Any:
         to_hidden, to_cell = carry
-        gradient_t, cell, gates_t = at_t
+        gradient_t, cell, gates_t, squashed_t = at_t
         into, forget, new, out = jnp.split(gates_t, 4, axis=-1)
-        squashed = jnp.tanh(forget * cell + into * new)
         to_hidden = to_hidden.astype(wide) + gradient_t.astype(wide)
-        to_cell = to_cell + to_hidden * out * (1 - squashed * squashed)
+        to_cell = to_cell + to_hidden * out * (1 - squashed_t * squashed_t)
         to_gates = jnp.concatenate(
             (
                 to_cell * new * into * (1 - into),
                 to_cell * cell * forget * (1 - forget),
                 to_cell * into * (1 - new * new),
-                to_hidden * squashed * out * (1 - out),
+                to_hidden * squashed_t * out * (1 - out),
             ),
             axis=-1,
         )
@@ -158,7 +159,7 @@ def _backward(form: Form, saved: Any, gradient: jax.Array) -> Any:
 
     start = (jnp.zeros_like(hidden_before[0]), jnp.zeros_like(cell_before[0]))
     _, to_gates = jax.lax.scan(
-        step, start, (gradient, cell_before, gates), reverse=True, unroll=form.unroll
+        step, start, (gradient, cell_before, gates, squashed), reverse=True, unroll=form.unroll
     )
     flat = to_gates.reshape(-1, to_gates.shape[-1])  # (T B, 4H)
 
