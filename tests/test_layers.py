@@ -19,6 +19,7 @@ from capfinder.models.layers import (
     Lstm,
     PositionDense,
     max_pool,
+    max_pool_same,
     weighted_average,
 )
 
@@ -296,18 +297,34 @@ def test_max_pool_computes_what_keras_computes(window, length):
     )
 
 
-@pytest.mark.parametrize(("window", "length"), [(2, 8), (2, 9), (3, 11)])
+def _reference_pool(x, window, stride, padding):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, window, 1), (1, stride, 1), padding)
+
+
+def _same_values_and_gradients(pool, reference, x):
+    weights = RNG.integers(-9, 9, pool(x).shape)  # sums of them are exact
+    for function in (lambda f: f(x), lambda f: jax.grad(lambda x: (f(x) * weights).sum())(x)):
+        np.testing.assert_array_equal(function(pool), function(reference))
+
+
+@pytest.mark.parametrize(("window", "length"), [(2, 8), (2, 9), (3, 11), (4, 4)])
 def test_max_pools_gradient_goes_to_the_first_maximum_as_in_reduce_window(window, length):
     x = jnp.asarray(RNG.integers(0, 3, (4, length, 5)), jnp.float32)  # many ties
-    weights = _normal(4, length // window, 5)
+    _same_values_and_gradients(
+        lambda x: max_pool(x, window), lambda x: _reference_pool(x, window, window, "VALID"), x
+    )
 
-    def reference(x):
-        return jax.lax.reduce_window(
-            x, -jnp.inf, jax.lax.max, (1, window, 1), (1, window, 1), "VALID"
-        )
 
-    ours = jax.grad(lambda x: (max_pool(x, window) * weights).sum())(x)
-    np.testing.assert_array_equal(ours, jax.grad(lambda x: (reference(x) * weights).sum())(x))
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+@pytest.mark.parametrize("length", [1, 2, 7, 12])
+def test_pooling_over_the_ends_is_that_of_reduce_window(window, stride, length):
+    x = jnp.asarray(RNG.integers(-9, 9, (3, length, 2)), jnp.float32)
+    _same_values_and_gradients(
+        lambda x: max_pool_same(x, window, stride),
+        lambda x: _reference_pool(x, window, stride, "SAME"),
+        x,
+    )
 
 
 def test_max_pool_says_when_a_signal_is_too_short():

@@ -14,7 +14,7 @@ from flax import linen as nn
 from capfinder.models.dropout import Dropout
 from capfinder.models.lstm import Lstm
 from capfinder.models.normalization import BatchNorm
-from capfinder.models.pooling import max_pool
+from capfinder.models.pooling import max_pool, max_pool_same
 
 __all__ = [
     "BatchNorm",
@@ -26,6 +26,7 @@ __all__ = [
     "classifier_head",
     "keras_classifier_head",
     "max_pool",
+    "max_pool_same",
     "param_dtype",
     "precision",
     "weighted_average",

@@ -17,6 +17,7 @@ from capfinder.models.layers import (
     Conv,
     classifier_head,
     keras_classifier_head,
+    max_pool_same,
     precision,
 )
 
@@ -61,7 +62,7 @@ class ResNet(nn.Module):
 
         x = signal.astype(self.dtype)
         x = nn.relu(conv_norm(x, h.stem_filters, h.stem_kernel, 1, "stem"))
-        x = nn.max_pool(x, (3,), strides=(2,), padding="SAME")  # T halves
+        x = max_pool_same(x, window=3, stride=2)  # T halves
         for name, filters, kernel, stride in _blocks(h):
             shortcut = x
             if stride > 1 or x.shape[-1] != filters:
