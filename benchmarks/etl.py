@@ -7,7 +7,6 @@ Prints a table and writes it to RESULTS.md."""
 import argparse
 import functools
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import inputs
 import original
 import processes
 import results
@@ -49,10 +49,13 @@ class Bench:
 
     def simulate(self) -> None:
         for seed, reads in enumerate((self.reads_per_class, WARM_UP_READS), start=1):
-            command = [*_capfinder(), "simulate", "--output_dir", self.caps(reads)]
-            command += ["--reads_per_class", str(reads), "--num_classes", str(CLASSES)]
-            command += ["--runs_per_class", str(RUNS_PER_CLASS), "--seed", str(seed)]
-            self._run("simulate", command)
+            inputs.simulate(
+                self.caps(reads),
+                reads_per_class=reads,
+                num_classes=CLASSES,
+                runs_per_class=RUNS_PER_CLASS,
+                seed=seed,
+            )
 
     def _run(self, name: str, command: list[Any], **env: str) -> processes.Usage:
         log = self.workdir / f"{name}.log"
@@ -68,7 +71,7 @@ class Bench:
     def our_command(self) -> dict[str, Any]:
         """The command as a user runs it: a whole process."""
         output = self._fresh("our_command")
-        command = [*_capfinder(), "make-train-dataset", "-c", self.data, "-o", output]
+        command = [*inputs.CAPFINDER, "make-train-dataset", "-c", self.data, "-o", output]
         command += [*self._options(), "--seed", str(self.seed)]
         used = self._run("our_command", command)
         (path,) = (output / "dataset" / "cap_data").glob("*/manifest.json")
@@ -95,9 +98,7 @@ class Bench:
         command += ["--output_dir", output, "--result", result, *self._options()]
         if warm:
             command += ["--warm_up_dir", self.caps(WARM_UP_READS)]
-        home = self.workdir / "home"  # importing it writes there
-        home.mkdir(exist_ok=True)
-        used = self._run(name, command, HOME=os.fspath(home))
+        used = self._run(name, command, HOME=original.home(self.workdir))
         found = json.loads(result.read_text("utf-8"))
         return found if warm else found | {"etl": {"wall": used.wall, "cpu": used.cpu}}
 
@@ -109,10 +110,6 @@ class Bench:
                 while count := stream.readinto(buffer):
                     total += count
         return total, time.perf_counter() - started
-
-
-def _capfinder() -> list[str]:
-    return [sys.executable, "-m", "capfinder"]
 
 
 def measure(bench: Bench, rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -239,16 +236,15 @@ def main() -> None:
     add("--target_length", type=int, default=500, help="samples of every signal")
     add("--dtype", default="float16", choices=("float16", "float32", "float64"), help="of storage")
     add("--seed", type=int, default=42, help="of our selection and order")
-    add("--original_python", type=Path, help="interpreter of an environment with capfinder 0.4.3")
-    add("--workdir", type=Path, default=Path.home() / ".cache" / "capfinder-benchmarks")
+    original.add_options(parser)
+    results.add_option(parser)
     given = parser.parse_args()
     if given.rounds < 1 or given.reads_per_class < given.batch_size:
         parser.error("needs a round, and as many reads_per_class as are in a batch")
-    workdir = given.workdir.absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir, python = original.prepared(given)
     bench = Bench(
         workdir=workdir,
-        python=(given.original_python or original.python(workdir / "original")).absolute(),
+        python=python,
         reads_per_class=given.reads_per_class,
         settings={
             "target_length": str(given.target_length),
@@ -278,8 +274,7 @@ def main() -> None:
             remarks(found),
         )
     )
-    print(f"\n{text}")
-    results.write_section(SECTION, text)
+    results.publish(SECTION, text, trial=given.trial)
 
 
 if __name__ == "__main__":

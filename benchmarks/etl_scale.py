@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import inputs
 import processes
 import results
 from scale_input import (
@@ -88,7 +89,7 @@ def run_etl(workdir: Path, source: Input, *, keep_all: bool, cores: int | None) 
     arguments = ["train-model", "--config_file", config_file, "--stage", "etl"]
     command: list[Any] = [sys.executable, HERE / "with_cores.py", str(cores), *arguments]
     if cores is None:
-        command = [sys.executable, "-m", "capfinder", *arguments]
+        command = [*inputs.CAPFINDER, *arguments]
     memory, disk = processes.MemoryWatch(), processes.DiskWatch(output)
 
     def watch(session: int) -> None:
@@ -162,6 +163,7 @@ def main() -> None:
     add("--no_keep_all", action="store_true", help="leave out the runs with keep_all")
     add("--keep", action="store_true", help="keep the CSV files for the next time")
     add("--workdir", type=Path, default=Path.home() / ".cache" / "capfinder-benchmarks")
+    results.add_option(parser)
     given = parser.parse_args()
     workdir = given.workdir.absolute()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -192,8 +194,8 @@ def main() -> None:
             "\n".join(f"- {line}" for line in verdicts(outcomes, base)),
         )
     )
-    print(f"\n{text}")
-    results.write_section(SECTION + (f", {given.cores} cores" if given.cores else ""), text)
+    title = SECTION + (f", {given.cores} cores" if given.cores else "")
+    results.publish(title, text, trial=given.trial)
 
 
 if __name__ == "__main__":

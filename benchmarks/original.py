@@ -1,5 +1,7 @@
 """Capfinder 0.4.3 in a virtual environment of its own, made once."""
 
+import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -45,3 +47,34 @@ def _base_python() -> str:
             "--original_python the interpreter of an environment that has it."
         )
     return found[0]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Where its environment is, and everything else that a benchmark writes."""
+    parser.add_argument(
+        "--original_python", type=Path, help="interpreter of an environment with capfinder 0.4.3"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default=Path.home() / ".cache" / "capfinder-benchmarks"
+    )
+
+
+def prepared(given: argparse.Namespace) -> tuple[Path, Path]:
+    """The working directory and the original's interpreter, both made when absent."""
+    workdir = given.workdir.absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir, (given.original_python or python(workdir / "original")).absolute()
+
+
+def home(workdir: Path) -> str:
+    """A HOME of its own: importing the original writes there."""
+    directory = workdir / "home"
+    directory.mkdir(exist_ok=True)
+    return os.fspath(directory)
+
+
+def versions(interpreter: Path) -> str:
+    """Of the packages that its figures depend on, as text."""
+    code = "import original_setup; print(original_setup.versions())"
+    command = [str(interpreter), "-c", code]
+    return subprocess.check_output(command, cwd=Path(__file__).parent, text=True).strip()

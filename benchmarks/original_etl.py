@@ -5,24 +5,13 @@ Importing it writes to ~/.capfinder, so HOME must be a scratch directory."""
 import argparse
 import json
 import os
-import resource
-import time
 from importlib.metadata import version
 from pathlib import Path
 
+from clock import since, usage
+
 INTEGERS = ("target_length", "examples_per_class", "num_classes", "batch_size")
 VERSIONS = ("capfinder", "tensorflow-cpu", "jax", "keras", "numpy")
-
-
-def usage() -> tuple[float, float]:
-    """Seconds so far, and CPU seconds of this process and of its finished children."""
-    parts = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return time.perf_counter(), sum(part.ru_utime + part.ru_stime for part in parts)
-
-
-def since(before: tuple[float, float]) -> dict[str, float]:
-    now = usage()
-    return {"wall": now[0] - before[0], "cpu": now[1] - before[1]}
 
 
 def make_dataset(

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from original_etl import since, usage
+from clock import since, usage
 
 from capfinder import cli, files
 from capfinder.data import cache, loader

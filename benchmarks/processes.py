@@ -1,5 +1,6 @@
-"""A command as a whole process: seconds, CPU seconds and, while it runs, its memory."""
+"""Processes of others: whole ones with what they took, and ones that work when told to."""
 
+import json
 import os
 import subprocess
 import threading
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MIB = 1 << 20
 TAIL_LINES = 15  # of a failed command's output, shown
@@ -60,9 +62,62 @@ def run(
             if watch is not None:
                 watcher.join()
     if process.returncode:
-        tail = "\n".join(log_path.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:])
-        raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{tail}")
+        raise _failed(words, process.returncode, log_path)
     return Usage(wall, usage.ru_utime + usage.ru_stime)
+
+
+def _failed(words: Sequence[str], exit_code: int | None, log_path: Path) -> SystemExit:
+    tail = "\n".join(log_path.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:])
+    return SystemExit(f"{' '.join(words)}: exit code {exit_code}\n{tail}")
+
+
+class Worker:
+    """A long-lived process that answers commands (worker.py is its inner side) and is idle between
+    them, as it waits for its input. Leaving the context ends it."""
+
+    def __init__(self, command: Sequence[str | Path], *, log_path: Path, env: dict[str, str]):
+        self._words, self._log_path = [os.fspath(word) for word in command], log_path
+        with log_path.open("w") as log:
+            self._process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=env,
+                text=True,
+                start_new_session=True,
+            )
+
+    def ask(self, command: str) -> dict[str, Any]:
+        """The answer, waited for. Raises: SystemExit with the end of the log when it died."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(command, file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise _failed(self._words, self._process.wait(), self._log_path)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def cpu(self) -> float:
+        """CPU seconds so far, seen from outside, at the kernel's resolution of 10 ms."""
+        text = Path(f"/proc/{self._process.pid}/stat").read_text("utf-8", "replace")
+        fields = text.rpartition(")")[2].split()  # state is the first: utime 12th, stime 13th
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=None if error[0] is None else 1.0)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            self._process.kill()
+            self._process.wait()
 
 
 def _watch(

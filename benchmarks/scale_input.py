@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import inputs
 import numpy as np
-import processes
 
 SHARES = (0.30, 0.25, 0.25, 0.20)  # of the reads, per class: unequal, so that keep_all matters
 RUNS_PER_CLASS = 3
@@ -35,10 +35,7 @@ class Input:
 def seed_signals(workdir: Path) -> list[list[bytes]]:
     """Per class the texts of simulated signals, quotes included, line end too."""
     directory = workdir / "scale_seed"
-    command = [sys.executable, "-m", "capfinder", "simulate", "--output_dir", directory]
-    command += ["--reads_per_class", str(SEED_READS), "--num_classes", str(len(SHARES))]
-    log = workdir / "simulate.log"
-    processes.run(command, log_path=log, env=processes.environment())
+    inputs.simulate(directory, reads_per_class=SEED_READS, num_classes=len(SHARES))
     found: list[list[bytes]] = [[] for _ in SHARES]
     for path in sorted(directory.glob("data__*.csv")):
         for row in path.read_bytes().splitlines(keepends=True)[1:]:

@@ -180,6 +180,7 @@ def _capfinder(arguments: Sequence[str]) -> None:
         _add_create_train_config,
         _add_train_model,
         _add_make_train_dataset,
+        _add_predict,
         _add_inspect,
         _add_simulate,
         _add_report,
@@ -312,6 +313,43 @@ def _make_train_dataset(known: argparse.Namespace) -> None:
     overrides["split_params.keep_all"] = known.keep_all
     config = settings.checked(settings.default_config(), overrides)
     _run_pipeline(config, stages=("etl",), dry_run=False)
+
+
+def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands,
+        "predict",
+        _predict,
+        "Name the cap of every read in a directory of cap-signal CSV files.",
+    )
+    add = parser.add_argument
+    add(
+        "-m",
+        "--model",
+        required=True,
+        type=Path,
+        help="the output directory of a run that has trained a model",
+    )
+    add("-c", "--caps_data_dir", required=True, type=Path, help="directory of the CSV files")
+    add(
+        "-o",
+        "--output_dir",
+        required=True,
+        type=Path,
+        help="predictions.csv, rejects.csv and logs go here",
+    )
+    add("-b", "--batch_size", type=int, help="reads scored at once; None: chosen for the machine")
+
+
+def _predict(known: argparse.Namespace) -> None:
+    from capfinder.prediction import command
+
+    command.run(
+        known.model,
+        caps_data_dir=known.caps_data_dir,
+        output_dir=known.output_dir,
+        batch_size=known.batch_size,
+    )
 
 
 def _add_inspect(commands: "argparse._SubParsersAction[_Parser]") -> None:

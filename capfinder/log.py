@@ -40,10 +40,15 @@ class _Terminal(logging.Handler):
         )
 
 
-def start(logs_dir: Path | None, *, debug: bool = False) -> Path | None:
-    """Logs to the terminal and, when `logs_dir` is given, to a new file there; returns its path."""
+def start(logs_dir: Path | None, *, debug: bool = False, beside: bool = False) -> Path | None:
+    """Logs to the terminal and, when `logs_dir` is given, to a new file there; returns its path.
+
+    beside: of several processes not the one that says what goes on; warnings and errors alone."""
+    global console
     stop()
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING if beside else logging.INFO)
+    if beside:
+        console = Console(force_terminal=False)  # no bars
     logger.propagate = False
     logger.addHandler(_Terminal())
     if logs_dir is None:

@@ -62,9 +62,29 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     """Runs `stages` in order on what is on disk.
 
     Raises: CapfinderError; StoppedError after a signal."""
+    config = preparation.prepared(config)
+    runtime = config.runtime_params
+    with Interrupt().installed() as interrupt:
+        if not runtime.distributed:
+            _run(config, stages, interrupt)
+            return
+        from capfinder.stages import assembly, train
+        from capfinder.training import hosts
+
+        assembly.configure_jax(config)
+        with hosts.joined(runtime.coordinator_address, runtime.num_processes, runtime.process_id):
+            if hosts.is_main():
+                _run(config, stages, interrupt)
+                hosts.tell("end")
+            else:
+                log.start(None, beside=True)
+                train.train_along(config, interrupt=interrupt)
+
+
+def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> None:
+    """All that one process alone does, and the main one of several."""
     from capfinder import tracking
 
-    config = preparation.prepared(config)
     output_dir = Path(config.shared_params.output_dir)
     class_names = capmap.class_names(
         config.etl_params.class_map.to_dict(), config.shared_params.num_classes
@@ -73,15 +93,14 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     log.start(output_dir / "logs", debug=config.debug_code)
     log.log_settings(json.dumps(settings.to_shown(config), indent=4))
     started = time.monotonic()
-    with Interrupt().installed() as interrupt:
-        tracking.check(config.tracking_params.mode)
-        if stages != ("etl",):
-            preparation.check_hyperparameters(config)
-        record = RunRecord(output_dir)
-        context = Context(config, output_dir, record, interrupt, stages, class_names)
-        dataset = _etl(context)
-        if stages != ("etl",):
-            _model_stages(context, dataset)
+    tracking.check(config.tracking_params.mode)
+    if stages != ("etl",):
+        preparation.check_hyperparameters(config)
+    record = RunRecord(output_dir)
+    context = Context(config, output_dir, record, interrupt, stages, class_names)
+    dataset = _etl(context)
+    if stages != ("etl",):
+        _model_stages(context, dataset)
     _print_summary(context, time.monotonic() - started)
 
 
@@ -193,7 +212,6 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
 
 
 def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") -> None:
-    from capfinder.evaluation import report
     from capfinder.stages import train
 
     config, output_dir = context.config, context.output_dir
@@ -212,6 +230,8 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
             _evaluate(context, dataset, trained, tracker, left["evaluate"])
         if "export" in left:
             _export(context, dataset, trained, tracker, left["export"])
+        from capfinder.evaluation import report  # after the first step, which it would put off
+
         tracker.log_file(report.render(output_dir))
         if path := log.file_path():
             tracker.log_file(path)

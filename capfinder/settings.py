@@ -193,6 +193,13 @@ SETTINGS: tuple[Setting, ...] = (
         "an epoch longer than this is also saved in its middle",
         unit="minutes",
     ),
+    Setting(
+        "train_params.max_rollbacks",
+        2,
+        integer(0),
+        "this often a loss that is no longer a number takes training back to the last good epoch, "
+        "with half the learning rate; then, or at 0, it ends",
+    ),
     Setting("shared_params.num_classes", 4, integer(2, 1000), "classes to tell apart", "classes"),
     Setting(
         "shared_params.model_type", "cnn_lstm", one_of(*ARCHITECTURES), "the model's architecture"
@@ -312,7 +319,7 @@ SETTINGS: tuple[Setting, ...] = (
         "evaluate_params.batch_size",
         None,
         integer(1),
-        "reads scored at once; null: the training batch size",
+        "reads scored at once; null: chosen for the machine",
         unit="reads",
         nullable=True,
     ),
@@ -358,10 +365,65 @@ SETTINGS: tuple[Setting, ...] = (
         "else on the host",
     ),
     Setting(
+        "runtime_params.steps_per_call",
+        None,
+        integer(1),
+        "steps that the device takes at a time; Ctrl-C waits for them; null: 1 on a CPU, else 16",
+        unit="steps",
+        nullable=True,
+    ),
+    Setting(
+        "runtime_params.microbatch",
+        None,
+        integer(1),
+        "less memory: a step goes through its batch this many reads at a time; batch norm then "
+        "sees these alone; null: the whole batch at once",
+        unit="reads",
+        nullable=True,
+    ),
+    Setting(
         "runtime_params.compilation_cache_dir",
         None,
         text("a directory"),
         'compiled programs are kept here; null: the user\'s cache directory, "": nowhere',
+        nullable=True,
+    ),
+    Setting(
+        "runtime_params.mesh",
+        None,
+        integer(1),
+        "devices that share each batch, of all hosts together; null: all that there are",
+        unit="devices",
+        nullable=True,
+    ),
+    Setting(
+        "runtime_params.distributed",
+        False,
+        BOOLEAN,
+        "true: one of several processes, on one host or more, that train one model and were "
+        "started with this same command (docs/cluster.md)",
+    ),
+    Setting(
+        "runtime_params.coordinator_address",
+        None,
+        text("HOST:PORT"),
+        "distributed: where process 0 listens for the others; null: as Slurm, Open MPI or the TPU "
+        "pod says",
+        nullable=True,
+    ),
+    Setting(
+        "runtime_params.num_processes",
+        None,
+        integer(1),
+        "distributed: how many there are; null: as the cluster says",
+        unit="processes",
+        nullable=True,
+    ),
+    Setting(
+        "runtime_params.process_id",
+        None,
+        integer(0),
+        "distributed: the number of this one, from 0; null: as the cluster says",
         nullable=True,
     ),
     Setting(
@@ -443,6 +505,18 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             f"etl_params.class_map={class_map}: names {len(class_map)} classes, "
             f"shared_params.num_classes is {num_classes}"
         )
+    process_id, num_processes = (
+        flat[f"runtime_params.{n}"] for n in ("process_id", "num_processes")
+    )
+    if process_id is not None and num_processes is not None and process_id >= num_processes:
+        raise SettingsError(
+            f"runtime_params.process_id={process_id}: must be below "
+            f"runtime_params.num_processes={num_processes}"
+        )
+    for name in ("coordinator_address", "num_processes", "process_id"):
+        key = f"runtime_params.{name}"
+        if flat[key] is not None and not flat["runtime_params.distributed"]:
+            raise SettingsError(f"{key}: only for runtime_params.distributed=true")
     if flat["etl_params.beam_options"] and flat["etl_params.engine"] != "beam":
         raise SettingsError("etl_params.beam_options: only for etl_params.engine=beam")
 

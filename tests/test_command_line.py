@@ -154,6 +154,24 @@ def test_cnn_lstm_with_hyperband_and_plateau(first_run):
         assert absent not in report.replace("http://www.w3.org/2000/svg", "")
 
 
+def test_predict_gives_reads_of_the_test_set_the_very_lines_of_the_evaluation(
+    first_run, caps, tmp_path
+):
+    _, output_dir = first_run
+    run = _run("-m", "capfinder", "predict", "-m", output_dir, "-c", caps, "-o", tmp_path)
+    assert run.returncode == 0, run.stderr
+    known, predicted = (
+        path.read_text().splitlines()
+        for path in (
+            output_dir / "evaluation" / "predictions_test.csv",
+            tmp_path / "predictions.csv",
+        )
+    )
+    assert len(known) == 1 + READS
+    assert len(predicted) == 1 + 4 * READS
+    assert set(known) < set(predicted)
+
+
 def test_the_comet_archive_holds_the_run(first_run):
     _, output_dir = first_run
     content = ""

@@ -13,7 +13,7 @@ MIDDLE = ("data", "models", "training", "evaluation", "exporting", "tracking")
 LAYERS = (
     ("cli", "__main__"),
     ("pipeline",),
-    ("preparation",),
+    ("preparation", "prediction"),  # predict: beside the pipeline's way in, of what stages share
     ("stages",),
     ("simulate", "inspection", "run_record", "etl", *MIDDLE),
     ("settings", "capmap", "interrupts"),

@@ -223,6 +223,119 @@ def test_an_epoch_goes_on_from_any_step_exactly(residency, in_shards):
 
 
 @pytest.mark.parametrize("residency", RESIDENCIES)
+def test_pieces_end_at_multiples_of_their_size_wherever_they_begin(residency, in_shards):
+    split = make_split([0, 1] * 20)
+    batches = train_batches(in_shards(split) if residency == "stream" else split, residency)
+
+    def sizes(start: int, size: int) -> list[int]:
+        found = []
+        for piece in batches.pieces(0, start, size=size):
+            counts = {len(array) for array in piece.values()}
+            found.append(counts.pop())
+            assert not counts
+        return found
+
+    assert batches.steps_per_epoch == 5
+    assert sizes(0, 2) == [2, 2, 1] and sizes(0, 5) == sizes(0, 9) == [5]
+    assert sizes(1, 2) == [1, 2, 1] and sizes(4, 3) == [1] and sizes(3, 3) == [2]
+    assert sizes(5, 2) == sizes(5, 1) == []
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_a_scan_over_a_piece_sees_the_epoch_s_batches(residency, augment, in_shards):
+    """As the training uses them: jitted, with what is resident as an argument."""
+    split = make_split([0, 1] * 20)
+    batches = train_batches(
+        in_shards(split) if residency == "stream" else split, residency, augment=augment
+    )
+    assert bool(jax.tree.leaves(batches.resident)) == (residency == "device")
+
+    @jax.jit
+    def made(resident, piece):
+        return jax.lax.scan(lambda _, one: (None, batches.materialise(resident, one)), None, piece)
+
+    scanned = []
+    for piece in batches.pieces(3, 1, size=4):
+        _, several = made(batches.resident, piece)
+        scanned += [
+            {name: array[number] for name, array in several.items()}
+            for number in range(len(several["cap_class"]))
+        ]
+    whole = list(batches.epoch(3, 1))
+    assert len(scanned) == len(whole) == batches.steps_per_epoch - 1
+    for one, other in zip(scanned, whole, strict=True):
+        np.testing.assert_array_equal(one["cap_class"], other["cap_class"])
+        # A loop's body is compiled on its own, and may round the interpolation otherwise.
+        np.testing.assert_allclose(one["signal"], other["signal"], rtol=0, atol=1e-6)
+        assert one["signal"].dtype == other["signal"].dtype
+
+
+def test_epochs_may_be_asked_for_in_any_order():
+    """Though the order of the next one is made ahead."""
+    batches = train_batches(make_split([0, 1] * 20), "device")
+    for epoch in (0, 1, 2, 0, 7, 7, 8):
+        given = [np.asarray(piece["example"][0]) for piece in batches.pieces(epoch)]
+        np.testing.assert_array_equal(given, batches.order(epoch))
+
+
+def test_all_batches_are_made_by_one_function_so_that_programs_are_shared():
+    split = make_split([0, 1] * 20)
+    one, other = train_batches(split, "device"), train_batches(split, "host", augment=True)
+    assert one.materialise is one.materialise is other.materialise
+
+
+class Half:
+    """One of two processes, on one device each."""
+
+    num_devices = 2
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def rows(self, batch_size: int) -> slice:
+        share = batch_size // 2
+        return slice(self.number * share, (self.number + 1) * share)
+
+    def split(self, arrays, *, axis):
+        return arrays
+
+    def replicate(self, arrays):
+        return arrays
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_processes_gather_their_own_rows_and_together_all(
+    residency, augment, in_shards, monkeypatch
+):
+    monkeypatch.setattr(order_module, "_WINDOW_RECORDS", 12)
+    split = make_split([0, 1] * 20)
+    opened = in_shards(split) if residency == "stream" else split
+
+    def pieces(placement):
+        return list(
+            TrainBatches(
+                opened,
+                batch_size=8,
+                seed=5,
+                augment=augment,
+                residency=residency,
+                place=lambda batch_size: placement,
+            ).pieces(1, 2, size=3)
+        )
+
+    whole = pieces(loader.ONE_DEVICE)
+    for piece, first, second in zip(whole, pieces(Half(0)), pieces(Half(1)), strict=True):
+        assert piece.keys() == first.keys() == second.keys()
+        for name in set(piece) - {"key"}:
+            assert first[name].shape[1] == second[name].shape[1] == 4
+            joined = np.concatenate((first[name], second[name]), axis=1)
+            np.testing.assert_array_equal(joined, piece[name])
+        assert ("key" in piece) == augment
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
 def test_a_batch_holds_the_records_that_the_order_names(residency, in_shards):
     split = make_split([0, 1] * 20)
     batches = train_batches(in_shards(split) if residency == "stream" else split, residency)
@@ -400,6 +513,16 @@ def check_evaluation(batches: EvaluationBatches, split: Split) -> None:
         cap_class = np.concatenate([batch["cap_class"] for batch in got])
         assert cap_class.dtype == np.int32
         np.testing.assert_array_equal(cap_class[:n], split.cap_class)
+
+
+def test_devices_share_evaluation_batches_evenly():
+    split = make_split([0, 1, 2] * 7)
+    whole = list(EvaluationBatches(split, batch_size=14))
+    halves = [list(EvaluationBatches(split, batch_size=13, placement=Half(n))) for n in (0, 1)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        for name, array in batch.items():
+            assert len(first[name]) == len(second[name]) == 7
+            np.testing.assert_array_equal(np.concatenate((first[name], second[name])), array)
 
 
 def test_an_empty_split_gives_no_batch():

@@ -10,6 +10,7 @@ from flax import linen as nn
 from tiny_training import (
     BATCH,
     Batches,
+    Tiny,
     assert_same,
     run_fit,
     tiny_state,
@@ -17,8 +18,10 @@ from tiny_training import (
 )
 
 from capfinder.errors import StageFailedError, StoppedError
+from capfinder.training import epoch as epoch_module
 from capfinder.training.checkpoint import Checkpoints
 from capfinder.training.loop import DivergedError
+from capfinder.training.run import no_sums
 from capfinder.training.schedules import (
     Plateau,
     PlateauState,
@@ -72,7 +75,8 @@ def interrupt_after(steps):
 
 
 def timeless(history):
-    return [{k: v for k, v in row.items() if "second" not in k} for row in history]
+    timed = ("seconds", "examples_per_second", "idle_share")
+    return [{k: v for k, v in row.items() if k not in timed} for row in history]
 
 
 def assert_same_result(left, right):
@@ -141,7 +145,7 @@ def test_callbacks_hear_of_every_step_and_every_epoch():
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert set(rows[0]) == {
         *("epoch", "loss", "accuracy", "val_loss", "val_accuracy"),
-        *("learning_rate", "seconds", "examples_per_second"),
+        *("learning_rate", "seconds", "examples_per_second", "idle_share", "rollbacks"),
     }
     assert all(row["seconds"] > 0 and row["examples_per_second"] > 0 for row in rows)
     assert result.stopped == "max_epochs"
@@ -168,11 +172,28 @@ def test_batches_that_run_out_early_are_an_error():
 
 def test_nothing_is_compiled_twice():
     """Neither by a second epoch nor by a second fit of the same model."""
-    state = tiny_state()
-    run_fit(state, max_epochs=2)
+    state = tiny_state(Tiny(dropout_rate=0.21))
     with jax.log_compiles(), _compilations() as compiled:
-        run_fit(state, max_epochs=3)
-    assert [name for name in compiled if "and_add" in name] == []
+        run_fit(state, max_epochs=1)
+        assert len([name for name in compiled if "chunk" in name]) == 1
+        compiled.clear()
+        run_fit(state, schedule=PLATEAU, max_epochs=4)
+    assert [name for name in compiled if "and_add" in name or "chunk" in name] == []
+
+
+@pytest.mark.parametrize(("steps", "per_call", "programs"), [(6, 3, 1), (7, 3, 2), (5, 9, 1)])
+def test_a_program_is_compiled_for_whole_calls_and_one_for_single_steps(steps, per_call, programs):
+    state = tiny_state(Tiny(dropout_rate=0.2 + 0.01 * steps))
+    batches = Batches(steps, on_device=True)
+    with jax.log_compiles(), _compilations() as compiled:
+        run_fit(
+            state,
+            schedule=PLATEAU,
+            train_batches=batches,
+            steps_per_call=per_call,
+            available_bytes=lambda: 2**40,
+        )
+    assert len([name for name in compiled if "chunk" in name]) == programs
 
 
 class _compilations:
@@ -192,6 +213,135 @@ class _compilations:
 
     def __exit__(self, *error):
         self._logger.removeHandler(self._handler)
+
+
+# Several steps a call
+
+
+@pytest.fixture(scope="module")
+def steps_alone():
+    return run_fit(train_batches=Batches(5), schedule=PLATEAU, steps_per_call=1)
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("per_call", [1, 2, 3, 5, 8])
+def test_weights_are_the_same_however_many_steps_a_call_takes(steps_alone, per_call, on_device):
+    result = run_fit(
+        train_batches=Batches(5, on_device=on_device), schedule=PLATEAU, steps_per_call=per_call
+    )
+    assert int(result.state.step) == 20
+    assert_near(result.state.variables, steps_alone.state.variables)
+    assert_near([row["val_loss"] for row in result.history], val_losses(steps_alone))
+
+
+def assert_near(left, right):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), left, right)
+
+
+def val_losses(result):
+    return [row["val_loss"] for row in result.history]
+
+
+def test_no_more_steps_a_call_than_an_epoch_has_and_by_default_one_on_a_cpu():
+    taken = {}
+    for per_call in (2, 9, None):
+        taken[per_call] = []
+        run_fit(
+            train_batches=Batches(5),
+            steps_per_call=per_call,
+            max_epochs=2,
+            on_step=taken[per_call].append,
+        )
+    assert taken == {2: [2, 4, 5, 7, 9, 10], 9: [5, 10], None: list(range(1, 11))}
+
+
+@pytest.mark.parametrize("steps", [2, 4, 5, 9])
+def test_a_run_killed_between_calls_ends_as_if_it_had_not_been(tmp_path, steps):
+    def run(directory, **changed):
+        with Checkpoints(directory, minutes=0) as checkpoints:
+            return run_fit(
+                train_batches=Batches(5),
+                steps_per_call=2,
+                schedule=PLATEAU,
+                checkpoints=checkpoints,
+                **changed,
+            )
+
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", on_step=kill_at(steps))
+    expected = run(tmp_path / "whole")
+    assert_same_result(run(tmp_path / "killed"), expected)
+
+
+def test_an_interrupt_waits_for_its_call_and_a_rerun_may_take_other_calls(tmp_path, steps_alone):
+    with Checkpoints(tmp_path) as checkpoints:
+        result = run_fit(
+            train_batches=Batches(5),
+            schedule=PLATEAU,
+            steps_per_call=3,
+            checkpoints=checkpoints,
+            **interrupt_after(6),
+        )
+        assert int(result.state.step) == 8
+        steps = []
+        result = run_fit(
+            train_batches=Batches(5),
+            schedule=PLATEAU,
+            steps_per_call=2,
+            checkpoints=checkpoints,
+            on_step=steps.append,
+        )
+    assert steps[:4] == [9, 10, 12, 14]  # one step to the end of a piece of two
+    assert_near(result.state.variables, steps_alone.state.variables)
+
+
+# How busy the device is
+
+
+class Clock:
+    """Moves when it is told."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_the_wait_for_data_counts_as_idle_when_the_device_had_finished(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(epoch_module, "time", clock)
+
+    class Slow(Batches):
+        def rows(self, *arguments):
+            jax.block_until_ready(jax.live_arrays())  # the steps handed over so far
+            clock.now += 1
+            return super().rows(*arguments)
+
+    def on_step(step):
+        clock.now += 1  # of the host, not for data
+
+    (row,) = run_fit(train_batches=Slow(4), max_epochs=1, on_step=on_step).history
+    assert row["idle_share"] == 4 / 8
+
+
+def test_data_got_while_the_device_works_leave_it_busy(monkeypatch):
+    clock, idle = Clock(), []
+    monkeypatch.setattr(epoch_module, "time", clock)
+
+    def slow(resident, piece):
+        grown = jax.lax.fori_loop(0, 300, lambda _, x: jnp.cos(x @ x), jnp.ones((400, 400)))
+        return piece | {"signal": piece["signal"] + grown[0, 0] * 1e-9}
+
+    class Ahead(Batches):
+        materialise = staticmethod(slow)
+
+        def rows(self, *arguments):
+            clock.now += 1
+            idle.append(all(array.is_ready() for array in jax.live_arrays()))
+            return super().rows(*arguments)
+
+    (row,) = run_fit(train_batches=Ahead(4), max_epochs=1).history
+    assert row["idle_share"] == sum(idle) / 4 < 1
 
 
 # Learning rates
@@ -470,11 +620,11 @@ def test_a_signal_that_ends_the_run_saves_the_steps_taken(tmp_path, undisturbed)
 class Broken(Batches):
     """One batch of an epoch isn't made of numbers."""
 
-    def epoch(self, epoch, start_step=0):
-        for number, batch in enumerate(super().epoch(epoch, start_step), start_step):
-            if (epoch, number) == (1, 1):
-                batch["signal"] = batch["signal"] * np.float32(np.nan)
-            yield batch
+    def rows(self, epoch, first_step, rows):
+        piece = super().rows(epoch, first_step, rows)
+        if epoch == 1 and first_step <= 1 < first_step + len(rows):
+            piece["signal"][1 - first_step] = np.nan
+        return piece
 
 
 @pytest.mark.parametrize("minutes", [0, None])
@@ -486,14 +636,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_epoch_and_step(tmp_path
         run_fit(train_batches=Broken(3), checkpoints=checkpoints)
     assert issubclass(DivergedError, StageFailedError)
     # The lost weights were never saved; those of the first epoch (or the step before) were.
-    state, _ = Checkpoints(tmp_path).restore_latest((tiny_state(), _sums()))
+    template = (tiny_state(), no_sums(tiny_state()), tiny_state())
+    state, _ = Checkpoints(tmp_path).restore_latest(template)
     assert int(state[0].step) == (4 if minutes == 0 else 3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state[0].params))
-
-
-def _sums():
-    zeros = {name: jnp.int32(0) for name in ("correct", "count", "diverged_at")}
-    return {"loss": jnp.float32(0), **zeros}
 
 
 def test_a_val_loss_that_is_no_number_ends_the_run_too():
@@ -508,3 +654,176 @@ def test_a_rate_far_too_high_diverges_with_advice():
     state = replace(state, opt_state=with_learning_rate(state.opt_state, 1e30))
     with pytest.raises(DivergedError, match="epoch 1, step"):
         run_fit(state)
+
+
+def test_a_lost_loss_is_noticed_within_a_few_calls():
+    steps = []
+    with pytest.raises(DivergedError, match="in epoch 2, step 2 of 30"):
+        run_fit(train_batches=Broken(30), on_step=steps.append)
+    assert max(steps) < 30 + 2 + 5
+
+
+# Rolled back
+
+
+class Explodes(nn.Module):
+    """Diverges in a few steps at a rate of 0.1, and learns at rates below."""
+
+    @nn.compact
+    def __call__(self, signal, *, train):
+        kernel = self.param("kernel", nn.initializers.zeros, (3,))
+        bias = self.param("bias", nn.initializers.zeros, (3,))
+        limit = 0.34  # Adam moves every weight by about the rate in each step
+        lost = jnp.abs(bias).max() > limit
+        return jnp.where(lost & train, jnp.nan, signal[:, :1, 0] * kernel + bias)
+
+
+EXPLODES = Explodes()
+
+
+def one_class(steps):
+    """The bias climbs by the rate in each step."""
+    batches = Batches(steps)
+    batches.cap_class[:] = 0
+    return batches
+
+
+def run_exploding(**changed):
+    checked = [batch | {"cap_class": np.zeros(BATCH, np.int32)} for batch in validation()]
+    arguments = {
+        **{"train_batches": one_class(3), "validation_batches": checked},
+        **{"max_epochs": 2, "max_rollbacks": 3},
+    }
+    return run_fit(tiny_state(EXPLODES), **(arguments | changed))
+
+
+def test_a_lost_loss_takes_training_back_to_the_last_good_epoch_at_half_the_rate(caplog):
+    caplog.set_level("WARNING", "capfinder")
+    result = run_exploding()
+    # Epoch 1 ends at a bias of 0.3; from there 3 steps of 0.05, then of 0.025 are too far, too.
+    assert [row["learning_rate"] for row in result.history] == pytest.approx([0.1, 0.0125])
+    assert [row["rollbacks"] for row in result.history] == [0, 3]
+    assert int(result.state.step) == 6
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert "diverged in epoch 2, step 2 of 3" in lines[0]
+    assert "back to the end of epoch 1" in lines[0]
+    assert "half the learning rate, 0.05 (rollback 1 of 3)" in lines[0]
+
+
+def test_what_follows_a_rollback_is_a_training_with_that_rate_from_the_good_epoch_on():
+    result = run_exploding()
+    state = tiny_state(EXPLODES)
+    for number in range(2):
+        for batch in one_class(3).epoch(number):
+            state, _ = step(state, batch)
+        rate = with_learning_rate(state.opt_state, 0.0125)
+        state = replace(state, opt_state=rate)
+    assert result.best_epoch == 2
+    assert_near(result.state.params, state.params)
+
+
+def test_a_divergence_in_the_first_epoch_goes_back_to_the_start():
+    result = run_exploding(train_batches=one_class(5))
+    assert result.history[0]["learning_rate"] == pytest.approx(0.05)
+    assert result.history[0]["rollbacks"] == 1
+
+
+def test_a_training_that_keeps_diverging_ends_with_advice_and_its_best_epoch(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(DivergedError, match=r"in epoch 2, step 2 of 3: .*\(2x\)") as caught:
+            run_fit(train_batches=Broken(3), checkpoints=checkpoints, max_rollbacks=2)
+        assert f"best epoch so far (1) is in {tmp_path}" in str(caught.value)
+        assert "Lower the learning rate" in str(caught.value)
+        assert Checkpoints(tmp_path).read_meta()["best_epoch"] == 1
+        # A rerun that may roll back more often goes on from there, with the rate it had come to.
+        result = run_fit(checkpoints=checkpoints, max_epochs=2, max_rollbacks=3)
+    assert result.history[1]["learning_rate"] == pytest.approx(0.025)
+    assert result.history[1]["rollbacks"] == 2
+
+
+def test_without_rollbacks_a_lost_loss_ends_the_training_at_once():
+    with pytest.raises(DivergedError, match="in epoch 2, step 2 of 3") as caught:
+        run_exploding(max_rollbacks=0)
+    assert "Rolling back" not in str(caught.value)
+
+
+@pytest.mark.parametrize("minutes", [0, None])
+@pytest.mark.parametrize("kill", [3, 4, 6, 8, 10, 12], ids=str)
+def test_a_run_killed_around_its_rollbacks_ends_as_if_it_had_not_been(tmp_path, minutes, kill):
+    expected = run_exploding()
+    calls = []
+
+    def on_step(taken):
+        calls.append(taken)
+        if len(calls) == kill:
+            raise KilledError
+
+    with Checkpoints(tmp_path, minutes) as checkpoints, pytest.raises(KilledError):
+        run_exploding(checkpoints=checkpoints, on_step=on_step)
+    with Checkpoints(tmp_path, minutes) as checkpoints:
+        result = run_exploding(checkpoints=checkpoints)
+    assert_same_result(result, expected)
+
+
+@pytest.mark.parametrize("kind", ["cyclic_lr", "sgdr", "reduce_lr_on_plateau"])
+def test_rollbacks_halve_the_rates_of_every_schedule(kind):
+    params = {
+        "cyclic_lr": {
+            **{"base_lr": 0.1, "max_lr": 0.12, "mode": "triangular"},
+            **{"step_size_factor": 1, "gamma": 1.0},
+        },
+        "sgdr": {
+            **{"min_lr": 0.1, "max_lr": 0.12, "lr_decay": 0.9},
+            **{"cycle_length": 2, "mult_factor": 1.0},
+        },
+        "reduce_lr_on_plateau": {"factor": 0.5, "patience": 1, "min_lr": 1e-4},
+    }[kind]
+    schedule = make_schedule(kind, params, learning_rate=0.1, steps_per_epoch=3)
+
+    class BrokenOnce(Batches):
+        broken = True
+
+        def rows(self, epoch, first_step, rows):
+            piece = super().rows(epoch, first_step, rows)
+            if epoch == 0 and first_step == 2 and self.broken:
+                piece["signal"] = piece["signal"] * np.float32(np.nan)
+                self.broken = False
+            return piece
+
+    rates = []
+    for batches in (Batches(3), BrokenOnce(3)):
+        state = tiny_state(SCRIPTED, optimizer(schedule.learning_rate))
+        result = run_fit(
+            state,
+            schedule=schedule,
+            train_batches=batches,
+            validation_batches=ScriptedValidation([1.0, 1.0, 1.0, 1.0, 1.0]),
+            max_rollbacks=1,
+        )
+        rates.append([row["learning_rate"] for row in result.history])
+    assert len(set(rates[0])) > 1
+    np.testing.assert_allclose(np.array(rates[0]) / 2, rates[1], rtol=1e-6)
+
+
+def test_a_rolled_back_state_lies_on_the_host_until_it_is_needed():
+    def of_a_state(kept):
+        batches, sizes = Batches(3), []
+
+        def on_epoch(row):
+            sizes.append(sum(array.nbytes for array in jax.live_arrays()))
+
+        before = sum(array.nbytes for array in jax.live_arrays())
+        run_fit(train_batches=batches, on_epoch=on_epoch, max_epochs=1, max_rollbacks=kept)
+        return sizes[0] - before
+
+    assert of_a_state(2) - of_a_state(0) <= 64  # a random key and some numbers
+
+
+def test_more_memory_than_there_is_ends_the_run_before_its_first_step():
+    steps = []
+    with pytest.raises(MemoryError, match=r"a step needs .* bytes, 10 can be had"):
+        run_fit(on_step=steps.append, available_bytes=lambda: 10)
+    assert steps == []
+    assert len(run_fit(available_bytes=lambda: 2**40).history) == 4
+    assert len(run_fit(available_bytes=lambda: None).history) == 4

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
 
 from capfinder.training.precision import LARGEST_SCALE, LossScale, all_finite, policy
 
@@ -80,3 +81,26 @@ def test_all_finite_sees_one_bad_number_anywhere(bad):
     assert all_finite(tree)
     tree["b"]["c"] = tree["b"]["c"].at[1, 0].set(bad)
     assert not all_finite(tree)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "microbatch"),
+    [("float16", None), ("bfloat16", None), ("float32", None), ("float64", None), ("float16", 4)],
+)
+def test_a_model_learns_in_every_precision(dtype, microbatch):
+    with jax.enable_x64(dtype == "float64"):
+        chosen = policy(dtype, dtype, "cpu")
+        module = tiny_training.Tiny(dtype=chosen.compute_dtype, dropout_rate=0.0)
+        state = tiny_training.tiny_state(module, precision=chosen)
+        result = tiny_training.run_fit(
+            state,
+            train_batches=tiny_training.Batches(6),
+            max_epochs=4,
+            steps_per_call=3,
+            microbatch=microbatch,
+        )
+    losses = [row["loss"] for row in result.history]
+    assert losses[-1] < losses[0] * 0.9
+    assert result.best_val_loss < 1.0  # guessing one of three classes costs 1.1
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(result.state.params)}
+    assert kinds == {chosen.param_dtype}

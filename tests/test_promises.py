@@ -31,14 +31,15 @@ from optuna.trial import FixedTrial
 from capfinder import capmap, cli, files, log, models, settings
 from capfinder.data import versions
 from capfinder.data.versions import Dataset
-from capfinder.errors import StoppedError
+from capfinder.errors import StageFailedError, StoppedError
 from capfinder.interrupts import Interrupt
 from capfinder.models import search
-from capfinder.stages import assembly, evaluate, tune
+from capfinder.stages import assembly, evaluate, inference, memory, tune
 from capfinder.stages.study import Plan, Study
 from capfinder.stages.train import Training
 from capfinder.tracking import Tracker
 from capfinder.training.checkpoint import Checkpoints
+from capfinder.training.loop import DivergedError
 from capfinder.training.schedules import PlateauState, make_schedule, optimizer
 
 PACKAGE = Path(__file__).parents[1] / "capfinder"
@@ -652,6 +653,52 @@ def test_the_one_seed_decides_weights_dropout_and_order(whole_run, dataset, tmp_
     assert all(one != two for one, two in zip(first, other, strict=True))
 
 
+def test_steps_per_call_and_microbatch_say_how_steps_are_taken(
+    whole_run, dataset, tmp_path, caplog
+):
+    def taken(name: str, **changes: Any) -> tuple[list[int], list[float]]:
+        caplog.clear()
+        changes = {f"runtime_params__{key}": value for key, value in changes.items()}
+        one = training(whole_run, dataset, tmp_path / name, **changes)
+        history = trained(one).history
+        steps = re.findall(r"Training: (\d+) of", caplog.text)
+        return [int(step) for step in steps], [row["loss"] for row in history]
+
+    caplog.set_level("INFO", "capfinder")
+    steps, losses = taken("alone")
+    assert {1, 2, 3} <= set(steps)
+    in_twos, same = taken("in twos", steps_per_call=2)
+    assert {2, 4} <= set(in_twos) and not {1, 3} & set(in_twos)
+    assert same == pytest.approx(losses, rel=1e-4)
+    _, in_parts = taken("in parts", microbatch=5)  # other draws of dropout
+    assert in_parts != pytest.approx(losses, rel=1e-4)
+    assert in_parts == pytest.approx(losses, rel=0.3)
+
+
+def test_a_training_that_diverges_is_taken_back_max_rollbacks_times(
+    whole_run, dataset, tmp_path, caplog
+):
+    for allowed in (0, 1):
+        caplog.clear()
+        config = changed(
+            whole_run,
+            tmp_path / str(allowed),
+            train_params__max_rollbacks=allowed,
+            lr_scheduler_params__type="reduce_lr_on_plateau",
+        )
+        hyperparameters = tiny_architecture.Hyperparameters(learning_rate=1e30)
+        with pytest.raises(DivergedError, match=r"diverged in epoch 1, step \d"):
+            trained(Training(config, dataset=dataset, hyperparameters=hyperparameters))
+        assert caplog.text.count("half the learning rate") == allowed
+
+
+def test_out_of_memory_ends_training_in_a_line(whole_run, dataset, tmp_path, monkeypatch):
+    """Found before the first step, from what the compiler plans."""
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1_000)
+    with pytest.raises(StageFailedError, match=r"^Training: out of memory: a step of 16 .* had"):
+        trained(training(whole_run, dataset, tmp_path))
+
+
 SCHEDULE_CHANGES = {
     "reduce_lr_on_plateau.factor": 0.1,
     "reduce_lr_on_plateau.patience": 2,
@@ -759,20 +806,19 @@ def test_streaming_needs_no_cache_and_gives_the_same_batches_and_figures(
 def test_evaluation_has_a_batch_size_of_its_own_that_changes_no_figure(
     whole_run, dataset, tmp_path, monkeypatch
 ):
-    sizes = []
+    sizes, logits = [], inference._logits
 
-    class Noted(assembly.loader.EvaluationBatches):
-        def __init__(self, split: Any, *, batch_size: int) -> None:
-            super().__init__(split, batch_size=batch_size)
-            sizes.append(self.batch_size)
+    def noted(variables: Any, signals: Any, **more: Any) -> Any:
+        sizes.append(len(signals))
+        return logits(variables, signals, **more)
 
-    monkeypatch.setattr(assembly.loader, "EvaluationBatches", Noted)
+    monkeypatch.setattr(inference, "_logits", noted)
     hyperparameters = tune.best(changed(whole_run, whole_run.output_dir), dataset=dataset)
     config = changed(whole_run, whole_run.output_dir)
     result = Training(
         config, dataset=dataset, hyperparameters=hyperparameters.hyperparameters
     ).load()
-    for batch_size, expected in ((7, 7), (None, BATCH)):
+    for batch_size, expected in ((7, 7), (None, inference.BATCH_SIZES["cpu"])):
         sizes.clear()
         values = evaluate.run(
             changed(whole_run, tmp_path, evaluate_params__batch_size=batch_size),
@@ -916,6 +962,11 @@ SHOWN_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "test_command_line": {
         "test_resnet_with_bayesian_optimization_and_sgdr_from_json": ("shared_params.model_type",),
     },
+    "test_devices": {
+        "test_as_many_devices_of_the_mesh_are_used_as_share_a_batch_evenly": (
+            "runtime_params.mesh",
+        ),
+    },
     "test_etl": {
         "test_a_named_version_is_used_whatever_the_data_and_must_fit": (
             "etl_params.use_remote_dataset_version",
@@ -945,6 +996,14 @@ SHOWN_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "test_export_stage": {
         "test_formats_not_asked_for_are_not_written": ("export_params.formats",),
     },
+    "test_hosts": {
+        "test_two_processes_end_with_the_weights_of_one": (
+            "runtime_params.distributed",
+            "runtime_params.coordinator_address",
+            "runtime_params.num_processes",
+            "runtime_params.process_id",
+        ),
+    },
     "test_promises": {
         "test_each_stage_is_tracked_in_its_own_project": (
             "etl_params.comet_project_name",
@@ -961,6 +1020,13 @@ SHOWN_BY: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "test_an_epoch_longer_than_checkpoint_minutes_is_saved_in_its_middle": (
             "train_params.checkpoint_minutes",
+        ),
+        "test_a_training_that_diverges_is_taken_back_max_rollbacks_times": (
+            "train_params.max_rollbacks",
+        ),
+        "test_steps_per_call_and_microbatch_say_how_steps_are_taken": (
+            "runtime_params.steps_per_call",
+            "runtime_params.microbatch",
         ),
         "test_batch_size_and_augmentation_reach_the_training_data_alone": (
             "shared_params.batch_size",

@@ -1,4 +1,5 @@
 import copy
+import functools
 from dataclasses import replace
 
 import jax
@@ -18,6 +19,7 @@ from tiny_training import (
     validation,
 )
 
+from capfinder.training.accumulate import over_parts
 from capfinder.training.precision import LossScale, policy
 from capfinder.training.schedules import optimizer, with_learning_rate
 from capfinder.training.step import eval_step, new_state, predict_step, train_step
@@ -254,3 +256,193 @@ def test_float64_trains_in_float64_throughout():
             if jnp.issubdtype(leaf.dtype, jnp.floating)
         ]
         assert set(floats) == {jnp.dtype("float64")}
+
+
+# Part by part
+
+
+class Wide(nn.Module):
+    """Activations that outweigh everything else; no batch norm and no dropout."""
+
+    @nn.compact
+    def __call__(self, signal, *, train):
+        x = signal
+        for _ in range(3):
+            x = nn.relu(nn.Dense(64)(x))  # (B, T, 64)
+        return nn.Dense(CLASSES)(x.mean(1))
+
+
+def in_parts(microbatch, shards=1):
+    return jax.jit(functools.partial(train_step, microbatch=microbatch, shards=shards))
+
+
+class Plain(nn.Module):
+    """Neither batch norm nor dropout."""
+
+    @nn.compact
+    def __call__(self, signal, *, train):
+        return nn.Dense(CLASSES)(nn.relu(nn.Dense(10)(signal[..., 0])))
+
+
+@pytest.fixture(scope="module")
+def whole_batches():
+    states, sums = [tiny_state(Plain())], []
+    for batch in batches(3):
+        state, new = step(states[-1], batch)
+        states.append(state)
+        sums.append(new)
+    return states, sums
+
+
+@pytest.mark.parametrize(("microbatch", "shards"), [(1, 1), (3, 1), (4, 2), (5, 2), (7, 1)])
+def test_parts_of_a_batch_make_the_step_of_the_whole(whole_batches, microbatch, shards):
+    states, sums = whole_batches
+    state, take_step = states[0], in_parts(microbatch, shards)
+    for batch, expected in zip(batches(3), sums, strict=True):
+        state, new = take_step(state, batch)
+        np.testing.assert_allclose(new["loss"], expected["loss"], rtol=1e-5)
+        assert (int(new["count"]), int(new["correct"])) == (BATCH, int(expected["correct"]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, states[-1].params
+    )
+
+
+@pytest.mark.parametrize("microbatch", [None, BATCH, BATCH + 1])
+def test_a_part_that_holds_the_whole_batch_is_no_part(microbatch):
+    (batch,) = batches(1)
+    assert_same(in_parts(microbatch)(tiny_state(), batch), step(tiny_state(), batch))
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "shards", "parts"),
+    [
+        (4, 1, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (3, 1, [[0, 1, 2], [3, 4, 5], [6, 7]]),
+        (5, 1, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (4, 2, [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        (2, 2, [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        (3, 2, [[0, 1, 2], [3, 4, 5], [6, 7]]),
+    ],
+)
+def test_parts_take_their_rows_in_turn_and_equally_many_from_each_device(microbatch, shards, parts):
+    """Each part marks its rows with its number, known from its dropout key."""
+    rng = jax.random.key(5)
+
+    def mark(part, batch_stats, key):
+        rows = jnp.zeros(BATCH).at[part["row"]].set(jax.random.uniform(key) + 1)
+        return rows, (batch_stats + 1, rows.sum() * 0)
+
+    rows, (stats, _) = over_parts(
+        mark, {"row": jnp.arange(BATCH)}, 0, rng, microbatch=microbatch, shards=shards
+    )
+    expected = np.zeros(BATCH)
+    for number, part in enumerate(parts):
+        expected[part] = jax.random.uniform(jax.random.fold_in(rng, number)) + 1
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    assert int(stats) == len(parts)
+
+
+def test_batch_norm_takes_each_part_for_its_batch_in_turn():
+    module = Tiny(dropout_rate=0.0)
+    state, (batch,) = tiny_state(module), batches(1)
+    variables = state.variables
+    for rows in (slice(0, 4), slice(4, 8)):
+        _, updated = module.apply(
+            variables, batch["signal"][rows], train=True, mutable=["batch_stats"]
+        )
+        variables = variables | updated
+    new, _ = in_parts(4)(state, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        new.batch_stats,
+        variables["batch_stats"],
+    )
+
+
+def test_an_overflow_in_one_part_skips_the_whole_step():
+    state, (batch,), take_step = float16_state(2.0**10), batches(1), in_parts(4)
+    batch["signal"][6] = 1e6  # infinite in float16
+    new, sums = take_step(state, batch)
+    kept = ("params", "batch_stats", "opt_state")
+    assert_same([getattr(new, n) for n in kept], [getattr(state, n) for n in kept])
+    assert (int(sums["count"]), float(new.loss_scale.scale)) == (0, 2.0**9)
+    batch["signal"][6] = 1
+    new, sums = take_step(state, batch)
+    assert int(sums["count"]) == BATCH
+    assert float(jnp.abs(new.params["Dense_0"]["kernel"] - kernel_of(state)).max()) > 0
+
+
+def kernel_of(state):
+    return state.params["Dense_0"]["kernel"]
+
+
+def test_small_parts_need_a_fraction_of_the_memory():
+    state = tiny_state(Wide())
+    batch = {
+        "signal": jax.ShapeDtypeStruct((256, LENGTH, 1), np.float32),
+        "cap_class": jax.ShapeDtypeStruct((256,), np.int32),
+    }
+    needed = {
+        size: in_parts(size).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+        for size in (None, 32)
+    }
+    assert needed[32] < 0.2 * needed[None]
+
+
+# Loss scaling
+
+
+class Faint(nn.Module):
+    """Its gradients are too small for float16, whose smallest number is 6e-8."""
+
+    dtype: object = np.float16
+
+    @nn.compact
+    def __call__(self, signal, *, train):
+        x = jnp.asarray(signal[..., 0] * 3e-4, self.dtype)
+        return nn.Dense(CLASSES, dtype=self.dtype)(x) * jnp.asarray(1e-4, self.dtype)
+
+
+def test_gradients_are_unscaled_in_float32_so_that_small_ones_survive():
+    (batch,) = batches(1)
+
+    def gradients(state):
+        new, _ = step(state, batch)
+        return np.asarray(new.opt_state.inner_state[0].mu["Dense_0"]["kernel"]) * 10
+
+    exact = gradients(tiny_state(Faint(np.float32)))
+    assert np.abs(exact).max() < 6e-8
+    faint = tiny_state(Faint(), ADAM, policy("float16", "float16", "cpu"))
+    np.testing.assert_allclose(gradients(faint), exact, rtol=0.05, atol=1e-10)
+    unscaled = LossScale(jnp.float32(1), jnp.int32(0))
+    assert np.abs(gradients(replace(faint, loss_scale=unscaled)) - exact).max() > 1e-9
+
+
+def test_a_skipped_step_moves_dropout_on_but_neither_adam_nor_the_schedule():
+    def schedule(step):
+        return 0.01 * (step + 1)
+
+    state = new_state(
+        FLOAT16.apply,
+        tiny_state(FLOAT16).variables,
+        optimizer(schedule),
+        jax.random.key(7),
+        policy("float16", "float16", "cpu"),
+    )
+    high = replace(state.loss_scale, scale=jnp.float32(2.0**24))
+    first, second = batches(2)
+    skipped, _ = step(replace(state, loss_scale=high), first)
+    after, _ = step(replace(skipped, loss_scale=state.loss_scale), second)
+    assert (int(skipped.step), int(skipped.opt_state.count)) == (1, 0)
+    assert (int(after.step), int(after.opt_state.count)) == (2, 1)
+    assert float(after.learning_rate) == pytest.approx(0.01)
+
+
+def test_the_rate_factor_scales_what_a_step_changes():
+    state, (batch,) = tiny_state(), batches(1)
+    whole, _ = step(state, batch)
+    half, _ = step(replace(state, rate_factor=jnp.float32(0.5)), batch)
+    np.testing.assert_allclose(
+        2 * (kernel_of(half) - kernel_of(state)), kernel_of(whole) - kernel_of(state), atol=1e-6
+    )
+    assert float(half.learning_rate) == float(whole.learning_rate) / 2

@@ -264,7 +264,7 @@ def test_a_trial_that_runs_out_of_memory_fails_alone(tmp_path, dataset, monkeypa
     assert states == ["complete", "fail", "fail", "complete", "complete"]
     for row in result.trials[1:3]:
         assert "out of memory" in row["reason"]
-        assert f"shared_params.batch_size ({BATCH} now)" in row["reason"]
+        assert "shared_params.batch_size=16" in row["reason"]
 
 
 def test_max_trials_failures_end_the_stage_with_advice(tmp_path):

@@ -40,19 +40,43 @@ def examples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return signal.astype(np.float32), cap_class.astype(np.int32)
 
 
+def materialise(resident, piece):
+    """Rows of `resident` by their number, or those that the piece itself brings."""
+    if not resident:
+        return piece
+    return {name: array[piece["row"]] for name, array in resident.items()}
+
+
 class Batches:
     """Training batches in a new order each epoch; `asked` notes what was asked for."""
 
-    def __init__(self, steps_per_epoch: int, seed: int = 3) -> None:
-        self.steps_per_epoch = steps_per_epoch
+    materialise = staticmethod(materialise)
+
+    def __init__(self, steps_per_epoch: int, seed: int = 3, *, on_device: bool = False) -> None:
+        self.steps_per_epoch, self.batch_size = steps_per_epoch, BATCH
         self.signal, self.cap_class = examples(steps_per_epoch * BATCH, seed)
+        self.num_examples = len(self.signal)
+        arrays = {"signal": self.signal, "cap_class": self.cap_class}
+        self.resident = jax.device_put(arrays) if on_device else ()
         self.asked: list[tuple[int, int]] = []
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def pieces(self, epoch: int, start_step: int = 0, *, size: int = 1):
         self.asked.append((epoch, start_step))
-        order = np.random.default_rng(epoch).permutation(len(self.signal))
-        for rows in order.reshape(-1, BATCH)[start_step:]:
-            yield {"signal": self.signal[rows], "cap_class": self.cap_class[rows]}
+        order = np.random.default_rng(epoch).permutation(self.num_examples).reshape(-1, BATCH)
+        while start_step < len(order):
+            end = min((start_step // size + 1) * size, len(order))
+            rows = order[start_step:end]
+            yield {"row": rows} if self.resident else self.rows(epoch, start_step, rows)
+            start_step = end
+
+    def rows(self, epoch: int, first_step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What a piece of the epoch brings, from its first step on; rows (steps, B)."""
+        return {"signal": self.signal[rows], "cap_class": self.cap_class[rows]}
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        for piece in self.pieces(epoch, start_step):
+            part = jax.tree.map(lambda array: array[0], piece)
+            yield self.materialise(self.resident, part)
 
 
 def validation(count: int = 20, seed: int = 1) -> list[dict[str, np.ndarray]]:

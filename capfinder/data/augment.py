@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 VERSIONS = 3  # of an example: 0 as it is, 1 squished, 2 expanded
 MAX_FACTOR = 0.2  # of the signal's length
+GENERATOR = "threefry2x32"  # of random numbers, named, for JAX's default may change
 
 
 def epoch_key(seed: int, epoch: int) -> jax.Array:
-    """The key of an epoch's factors; the generator is named, for a default may change."""
-    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), epoch)
+    """The key of an epoch's factors."""
+    return jax.random.fold_in(jax.random.key(seed, impl=GENERATOR), epoch)
 
 
 def stretches(key: jax.Array, indices: jax.Array, versions: jax.Array) -> jax.Array:

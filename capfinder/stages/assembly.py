@@ -2,7 +2,7 @@
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +11,19 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from capfinder import models
+from capfinder import memory, models
 from capfinder.data import loader
 from capfinder.data.versions import Dataset
-from capfinder.training import precision
+from capfinder.log import logger
+from capfinder.training import devices, precision, schedules
 from capfinder.training.step import TrainState, new_state
 
 Split = loader.Split | loader.ShardedSplit
 DEVICE_SHARE = 0.3  # of the device's memory that training data may take
 HOST_BYTES_ON_CPU = 2 * 2**30  # the "device" of a CPU is the host's memory; more is streamed
 EXAMPLE_SIGNALS = 256
+# The program that makes the weights runs once: compiling it for speed takes 4 s of a core more.
+QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,29 @@ class TrainedModel:
 
 
 def configure_jax(config: ConfigDict) -> None:
-    """float64 and the persistent compilation cache; before the first array is made."""
+    """Memory, float64 and the persistent compilation cache; before the first array is made."""
+    memory.keep_freed()
     dtypes = (config.shared_params.dtype, config.runtime_params.compute_dtype)
     jax.config.update("jax_enable_x64", "float64" in dtypes)
     chosen = config.runtime_params.compilation_cache_dir
     if chosen is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         chosen = str(Path(base) / "capfinder" / "xla")
-    jax.config.update("jax_compilation_cache_dir", chosen or None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_compilation_cache_dir", _writable(chosen) if chosen else None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small ones add up
+
+
+def _writable(directory: str) -> str | None:
+    """None where programs can't be kept: JAX would warn of each of them."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        logger.debug("compiled programs aren't kept: %s", error)
+        return None
+    if os.access(directory, os.W_OK | os.X_OK):
+        return directory
+    logger.debug("compiled programs aren't kept: %s can't be written to", directory)
+    return None
 
 
 def policy(config: ConfigDict) -> precision.Policy:
@@ -75,28 +92,44 @@ def _residency(config: ConfigDict, split: Split) -> Literal["device", "host", "s
         return "stream"
     if asked != "auto":
         return asked
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     limit = DEVICE_SHARE * stats["bytes_limit"] if stats else HOST_BYTES_ON_CPU
     return "device" if split.signal.nbytes <= limit else "host"
 
 
-def train_batches(config: ConfigDict, dataset: Dataset) -> loader.TrainBatches:
+def train_batches(
+    config: ConfigDict, dataset: Dataset, *, every_process: bool = False
+) -> loader.TrainBatches:
+    """On this process's devices, or on those of `every_process` that trains along."""
     split = open_split(config, dataset, "train")
+
+    def place(batch_size: int) -> loader.Placement:
+        limit = config.runtime_params.mesh
+        chosen = devices.spread(batch_size, limit=limit, every_process=every_process)
+        return loader.ONE_DEVICE if chosen is None else chosen
+
     return loader.TrainBatches(
         split,
         batch_size=config.shared_params.batch_size,
         seed=config.tune_params.seed,
         augment=config.shared_params.use_augmentation,
         residency=_residency(config, split),
+        place=place,
     )
 
 
 def evaluation_batches(
-    config: ConfigDict, dataset: Dataset, split: str, *, batch_size: int | None = None
+    config: ConfigDict,
+    dataset: Dataset,
+    split: str,
+    *,
+    batch_size: int | None = None,
+    placement: loader.Placement = loader.ONE_DEVICE,
 ) -> loader.EvaluationBatches:
     return loader.EvaluationBatches(
         open_split(config, dataset, split),
         batch_size=batch_size or config.shared_params.batch_size,
+        placement=placement,
     )
 
 
@@ -106,18 +139,22 @@ def example_signals(config: ConfigDict, dataset: Dataset, split: str) -> np.ndar
     return np.asarray(first, np.float32)[..., np.newaxis]
 
 
-def out_of_memory(error: BaseException, config: ConfigDict) -> str | None:
-    """What to say when memory ran out, on the host or the device; None for any other error."""
-    text = str(error)
-    is_device = "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
-    if not isinstance(error, MemoryError) and not is_device:
-        return None
-    return f"out of memory; lower shared_params.batch_size ({config.shared_params.batch_size} now)"
-
-
 def new_module(config: ConfigDict, hyperparameters: Any, *, compute_dtype: Any) -> nn.Module:
-    module: nn.Module = models.architecture(config.shared_params.model_type).build(
-        hyperparameters, num_classes=config.shared_params.num_classes, dtype=compute_dtype
+    """The same object for the same network, so that JAX knows what it has compiled for it."""
+    return _module(
+        config.shared_params.model_type,
+        replace(hyperparameters, learning_rate=1.0),  # the optimiser's, which changes no program
+        config.shared_params.num_classes,
+        compute_dtype,
+    )
+
+
+@functools.cache
+def _module(
+    model_type: str, hyperparameters: Any, num_classes: int, compute_dtype: Any
+) -> nn.Module:
+    module: nn.Module = models.architecture(model_type).build(
+        hyperparameters, num_classes=num_classes, dtype=compute_dtype
     )
     return module
 
@@ -126,10 +163,22 @@ def initial_state(config: ConfigDict, hyperparameters: Any, tx: Any, *, seed: in
     """Fresh weights and optimiser; one seed gives the same state every time."""
     chosen = policy(config)
     module = new_module(config, hyperparameters, compute_dtype=chosen.compute_dtype)
-    key_params, key_dropout = jax.random.split(jax.random.key(seed))
-    signal = jax.numpy.zeros((1, config.shared_params.target_length, 1), chosen.param_dtype)
-    variables = jax.jit(lambda key: module.init(key, signal, train=False))(key_params)
-    return new_state(module.apply, variables, tx, key_dropout, chosen)
+    create = _creator(module, tx, chosen, config.shared_params.target_length)
+    state = create(np.uint32(seed))
+    return replace(state, opt_state=schedules.at_start(tx, state.opt_state))
+
+
+@functools.lru_cache(maxsize=8)
+def _creator(module: nn.Module, tx: Any, chosen: precision.Policy, length: int) -> Any:
+    """() uint32 seed -> all of a state, in one program: array by array, JAX would compile fifty."""
+
+    def create(seed: jax.Array) -> TrainState:
+        key_params, key_dropout = jax.random.split(jax.random.key(seed))
+        signal = jax.numpy.zeros((1, length, 1), chosen.param_dtype)
+        variables = module.init(key_params, signal, train=False)
+        return new_state(module.apply, variables, tx, key_dropout, chosen)
+
+    return jax.jit(create).lower(np.uint32(0)).compile(QUICKLY_COMPILED)
 
 
 def trained_model(

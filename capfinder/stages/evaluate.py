@@ -1,21 +1,19 @@
 """How good the trained model is: every read of the test set, baselines beside it."""
 
-import csv
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from capfinder import files, log
-from capfinder.data import loader
+from capfinder.data.streaming import ahead
 from capfinder.data.versions import Dataset
-from capfinder.evaluation import metrics
-from capfinder.stages import assembly
+from capfinder.evaluation import metrics, predictions
+from capfinder.stages import assembly, inference
 from capfinder.stages.assembly import Split, TrainedModel
 from capfinder.tracking import Tracker
 
@@ -51,13 +49,15 @@ def run(
     """Scores train, validation and test; writes evaluation/ and returns what metrics.json holds."""
     directory = Path(config.shared_params.output_dir) / "evaluation"
     logits, labels, splits = {}, {}, {}
-    batch_size = config.evaluate_params.batch_size
+    batching = inference.batching(
+        config.evaluate_params.batch_size, mesh=config.runtime_params.mesh
+    )
     total = sum(sum(counts.values()) for counts in dataset.manifest["counts"].values())
     with log.progress("evaluation", total=total, unit="reads") as bar:
         for name in ("train", "validation", "test"):
             splits[name] = assembly.open_split(config, dataset, name)
-            batches = assembly.evaluation_batches(config, dataset, name, batch_size=batch_size)
-            logits[name], labels[name] = predict(model, batches, bar), splits[name].cap_class
+            logits[name] = _logits(model, splits[name], bar, batching)
+            labels[name] = splits[name].cap_class
     temperature = metrics.fit_temperature(logits["validation"], labels["validation"])
     scored = {
         name: metrics.evaluate(
@@ -78,8 +78,8 @@ def run(
         "dataset": {"version": dataset.version, "fingerprint": dataset.fingerprint},
     }
     values["warnings"] = [*dataset.manifest["warnings"], *_warnings(values)]
-    predictions = directory / "predictions_test.csv"
-    with files.atomic_path(predictions) as partial:
+    predictions_path = directory / "predictions_test.csv"
+    with files.atomic_path(predictions_path) as partial:
         write_predictions(partial, splits["test"], logits["test"], class_names)
     for name in ("test", "train"):
         text = metrics.confusion_csv(scored[name]["confusion_matrix"], class_names)
@@ -87,23 +87,18 @@ def run(
     files.write_json(directory / "metrics.json", values)
     _show(values)
     _track(tracker, values, directory)
-    return EvaluateResult(values, directory / "metrics.json", predictions)
+    return EvaluateResult(values, directory / "metrics.json", predictions_path)
 
 
-def predict(model: TrainedModel, batches: loader.EvaluationBatches, bar: log.Bar) -> np.ndarray:
+def _logits(
+    model: TrainedModel, split: Split, bar: log.Bar, batching: inference.Batching
+) -> np.ndarray:
     """(N, C) logits of every read, in stored order."""
-
-    @jax.jit
-    def apply(signal: jax.Array) -> Any:
-        logits: Any = model.module.apply(model.variables, signal, train=False)
-        return logits
-
+    parts = ((block.signals, None) for block in ahead(split.blocks()))
     blocks = []
-    with jax.default_matmul_precision("highest"):  # as the export is compared: else a GPU rounds
-        for batch in batches:
-            real = np.asarray(batch["weight"]) > 0
-            blocks.append(np.asarray(apply(batch["signal"]))[real])
-            bar.advance(int(real.sum()))
+    for logits, _ in inference.predict(model, parts, batching):
+        blocks.append(logits)
+        bar.advance(len(logits))
     return np.concatenate(blocks)
 
 
@@ -156,18 +151,17 @@ def write_predictions(
     path: Path, split: Split, logits: np.ndarray, class_names: Sequence[str]
 ) -> None:
     """A row a read: read_id, cap_class, predicted_cap_class, predicted_cap, p_0, p_1, ..."""
-    probabilities = metrics.softmax(logits)
-    predicted = logits.argmax(axis=1)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        columns = [f"p_{number}" for number in range(len(class_names))]
-        writer.writerow(["read_id", "cap_class", "predicted_cap_class", "predicted_cap", *columns])
-        read_ids = (read_id for block in split.blocks() for read_id in block.read_ids.tolist())
-        for read_id, true, guess, row in zip(
-            read_ids, split.cap_class, predicted, probabilities, strict=True
-        ):
-            shown = [f"{value:.6f}" for value in row]
-            writer.writerow([read_id.decode(), true, guess, class_names[guess], *shown])
+    probabilities, done = metrics.softmax(logits), 0
+    with path.open("wb") as stream:
+        stream.write(predictions.header(len(class_names)))
+        for block in split.blocks():
+            rows = slice(done, done + len(block.read_ids))
+            stream.write(
+                predictions.lines(
+                    block.read_ids, block.cap_classes, probabilities[rows], class_names
+                )
+            )
+            done = rows.stop
 
 
 def _show(values: dict[str, Any]) -> None:

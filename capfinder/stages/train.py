@@ -1,6 +1,7 @@
 """The final training: from hyperparameters to the best epoch's weights."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from capfinder import files, log
-from capfinder.data.versions import Dataset
-from capfinder.errors import InputError, StageFailedError
+from capfinder import files, log, models
+from capfinder.data.versions import Dataset, open_dataset
+from capfinder.errors import InputError, SettingsError, StageFailedError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.stages import assembly
+from capfinder.stages import assembly, memory
 from capfinder.stages.assembly import TrainedModel
 from capfinder.tracking import Tracker
-from capfinder.training import loop, schedules
+from capfinder.training import epoch, hosts, loop, schedules
 from capfinder.training.checkpoint import Checkpoints
 
+IDLE_SHARE = 0.05  # of an epoch's training; above it the epoch's line shows it
+IDLE_SECONDS = 5.0  # an epoch shorter than this is over before anyone would act on advice
 STOPPED_TEXT = {
     "max_epochs": "all epochs done",
     "patience": "val_loss had stopped falling",
@@ -81,7 +84,7 @@ class Training:
             with interrupt.graceful("finishing with the best epoch so far"):
                 fitted = self._fit(tracker, interrupt)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if reason := assembly.out_of_memory(error, self.config):
+            if reason := memory.reason(error, self.config, self.hyperparameters):
                 raise StageFailedError(f"Training: {reason}") from error
             raise
         files.write_json(
@@ -97,8 +100,10 @@ class Training:
 
     def _fit(self, tracker: Tracker, interrupt: Interrupt) -> loop.FitResult:
         config = self.config
-        train_batches = assembly.train_batches(config, self.dataset)
-        validation_batches = assembly.evaluation_batches(config, self.dataset, "validation")
+        train_batches = assembly.train_batches(config, self.dataset, every_process=True)
+        validation_batches = assembly.evaluation_batches(
+            config, self.dataset, "validation", placement=train_batches.placement
+        )
         scheduler = config.lr_scheduler_params
         schedule = schedules.make_schedule(
             scheduler.type,
@@ -112,6 +117,11 @@ class Training:
             schedules.optimizer(schedule.learning_rate),
             seed=config.tune_params.seed,
         )
+        state = train_batches.placement.replicate(state)
+        self._tell_others(train_batches.residency)
+        steps_per_call = epoch.steps_per_call(
+            config.runtime_params.steps_per_call, train_batches.steps_per_epoch
+        )
         max_epochs = config.train_params.max_epochs_final_model
         total = max_epochs * train_batches.steps_per_epoch
         with (
@@ -120,7 +130,7 @@ class Training:
             ) as checkpoints,
             log.progress("Training", total=total, unit="steps") as bar,
         ):
-            reporter = _Reporter(bar, tracker, max_epochs, checkpoints.read_meta())
+            reporter = _Reporter(bar, tracker, max_epochs, steps_per_call, checkpoints.read_meta())
             return loop.fit(
                 state,
                 train_batches=train_batches,
@@ -129,10 +139,26 @@ class Training:
                 max_epochs=max_epochs,
                 patience=config.train_params.patience,
                 checkpoints=checkpoints,
-                interrupted=lambda: interrupt.requested,
+                interrupted=hosts.agreed(lambda: interrupt.requested),
                 on_step=reporter.on_step,
                 on_epoch=reporter.on_epoch,
+                steps_per_call=steps_per_call,
+                microbatch=config.runtime_params.microbatch,
+                max_rollbacks=config.train_params.max_rollbacks,
+                available_bytes=memory.available_bytes,
             )
+
+    def _tell_others(self, residency: str) -> None:
+        """The processes of `train_along` begin: what they read is on the disk by now."""
+        config, directory = self.config, self.dataset.directory
+        same = ("mesh", "steps_per_call", "microbatch")  # else they would run other programs
+        told = {
+            "about": self.about,
+            "dataset": os.path.relpath(directory, config.shared_params.output_dir),
+            "runtime": {name: config.runtime_params[name] for name in same}
+            | {"data_residency": residency},
+        }
+        hosts.tell("training", told)
 
     def load(self) -> TrainResult:
         """The best epoch, from disk. Raises: InputError when nothing was trained yet."""
@@ -153,6 +179,32 @@ class Training:
         return TrainResult(key, model, outcome["history"], outcome["stopped"])
 
 
+def train_along(config: ConfigDict, *, interrupt: Interrupt) -> None:
+    """What a process does beside the main one: takes its part in the training, if there is one.
+
+    Raises: SettingsError when its settings aren't those of the main one."""
+    with interrupt.graceful("process 0 is asked what follows"):
+        name, told = hosts.hear("training", "end")
+    if name == "end":
+        return
+    about = told["about"]
+    hyperparameters = models.parse_hyperparameters(
+        config.shared_params.model_type,
+        about["hyperparameters"],
+        target_length=config.shared_params.target_length,
+    )
+    for name, value in told["runtime"].items():
+        config.runtime_params[name] = value
+    dataset = open_dataset(Path(config.shared_params.output_dir) / told["dataset"])
+    training = Training(config, dataset=dataset, hyperparameters=hyperparameters)
+    if training.key != files.fingerprint(about):
+        raise SettingsError("runtime_params.distributed: process 0 was started with other settings")
+    with interrupt.graceful("finishing with the best epoch so far, in all processes"):
+        training._fit(Tracker(None), interrupt)
+    with interrupt.graceful("process 0 is asked what follows"):
+        hosts.hear("end")
+
+
 def _what_matters(config: ConfigDict) -> dict[str, Any]:
     """The settings that change the weights (the dataset and hyperparameters stand beside them)."""
     scheduler = config.lr_scheduler_params
@@ -164,6 +216,7 @@ def _what_matters(config: ConfigDict) -> dict[str, Any]:
         "batch_size": config.shared_params.batch_size,
         "dtype": config.shared_params.dtype,
         "compute_dtype": config.runtime_params.compute_dtype,
+        "microbatch": config.runtime_params.microbatch,
         "use_augmentation": config.shared_params.use_augmentation,
         "schedule": [scheduler.type, scheduler[scheduler.type].to_dict()],
     }
@@ -173,24 +226,31 @@ class _Reporter:
     """Moves the bar, writes each epoch's line, and sends its figures to the tracker."""
 
     def __init__(
-        self, bar: log.Bar, tracker: Tracker, max_epochs: int, resumed: dict[str, Any] | None
+        self,
+        bar: log.Bar,
+        tracker: Tracker,
+        max_epochs: int,
+        steps_per_call: int,
+        resumed: dict[str, Any] | None,
     ) -> None:
         self._bar, self._tracker, self._max_epochs = bar, tracker, max_epochs
+        self._steps_per_call = steps_per_call
         self._best = float("inf") if resumed is None else resumed["best_val_loss"]
-        self._has_begun = False
+        self._has_begun = self._has_advised = False
 
     def on_step(self, step: int) -> None:
         if not self._has_begun:
-            self._bar.begin_at(step - 1)
+            self._bar.begin_at(max(0, step - self._steps_per_call))
             self._has_begun = True
-        self._bar.advance(step - self._bar.done)
+        self._bar.advance(step - self._bar.done)  # back after a rollback
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         is_best = row["val_loss"] < self._best
         self._best = min(self._best, row["val_loss"])
+        is_idle = row["idle_share"] > IDLE_SHARE
         logger.info(
             "epoch %d/%d  loss %.4f  accuracy %.1f%%  val_loss %.4f  val_accuracy %.1f%%  "
-            "learning rate %.3g  %.1f s%s",
+            "learning rate %.3g  %.1f s%s%s",
             row["epoch"],
             self._max_epochs,
             row["loss"],
@@ -199,8 +259,17 @@ class _Reporter:
             100 * row["val_accuracy"],
             row["learning_rate"],
             row["seconds"],
+            f"  device idle up to {row['idle_share']:.0%}" if is_idle else "",
             "  best" if is_best else "",
         )
+        if is_idle and row["seconds"] > IDLE_SECONDS and not self._has_advised:
+            self._has_advised = True
+            logger.info(
+                "The device waits for its data: a larger runtime_params.steps_per_call (%d now) "
+                "asks for them less often, runtime_params.data_residency=device holds them on the "
+                "device",
+                self._steps_per_call,
+            )
         self._bar.note(f"best val_loss {self._best:.4f}")
         figures = {name: value for name, value in row.items() if name != "epoch"}
         self._tracker.log_metrics(figures, step=self._bar.done, epoch=row["epoch"])

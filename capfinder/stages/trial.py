@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from capfinder import log, models
 from capfinder.errors import SettingsError
 from capfinder.interrupts import Interrupt
-from capfinder.stages import assembly
+from capfinder.stages import assembly, memory
 from capfinder.stages.search_params import SearchTrial
 from capfinder.tracking import Tracker
 from capfinder.training import loop, schedules
@@ -41,6 +41,7 @@ class Trainer:
     bar: log.Bar  # in steps
     best: float | None  # validation accuracy of the study so far
     trained: int = 0
+    drawn: Any = None  # hyperparameters of the trial under way
 
     def run(self, trial: "Trial") -> str | None:
         """Trains the trial and tells the study how it ended; the reason, when it failed alone.
@@ -83,7 +84,8 @@ class Trainer:
 
         Raises: _Pruned, and what drawing and training raise."""
         config, tune, before = self.config, self.config.tune_params, self.bar.done
-        hyperparameters = draw(config, trial.parameters)
+        self.drawn = None
+        self.drawn = hyperparameters = draw(config, trial.parameters)
         schedule = schedules.make_schedule(
             "constant",
             {},
@@ -93,6 +95,7 @@ class Trainer:
         state = assembly.initial_state(
             config, hyperparameters, schedules.optimizer(schedule.learning_rate), seed=tune.seed
         )
+        state = self.train_batches.placement.replicate(state)
         trial.note(
             hyperparameters=dataclasses.asdict(hyperparameters),
             num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -137,7 +140,7 @@ class Trainer:
 
     def _reason(self, error: BaseException) -> str | None:
         """Why the trial failed, in a line; None for an error that isn't the trial's own."""
-        if reason := assembly.out_of_memory(error, self.config):
+        if self.drawn is not None and (reason := memory.reason(error, self.config, self.drawn)):
             return reason
         return None if isinstance(error, jax.errors.JaxRuntimeError) else str(error)
 

@@ -216,7 +216,9 @@ def _run_trials(
         trainer = Trainer(
             config,
             train_batches,
-            assembly.evaluation_batches(config, dataset, "validation"),
+            assembly.evaluation_batches(
+                config, dataset, "validation", placement=train_batches.placement
+            ),
             tracker,
             interrupt,
             bar,

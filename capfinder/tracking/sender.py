@@ -17,7 +17,7 @@ from capfinder.log import logger
 from capfinder.tracking import client
 from capfinder.tracking.client import CometError
 
-START_DELAY_SECONDS = 5.0  # the client's import (1 s of the interpreter) comes after the run's own
+START_DELAY_SECONDS = 20.0  # the client's import (2 s of a core) comes after the first steps
 # Only what the stages log: no code, git state, arguments, host, user, environment or terminal text.
 # fmt: off
 AUTOMATIC = (

@@ -3,45 +3,32 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 
+from capfinder.training import epoch
 from capfinder.training.checkpoint import Checkpoints
+from capfinder.training.epoch import CALLS_IN_FLIGHT, Calls, TrainBatches, train_epoch
 from capfinder.training.run import (
     DivergedError,
     Row,
     Run,
     checked_sums,
-    diverged,
     no_sums,
+    on_host,
     resumed,
+    roll_back,
     save_best,
     save_latest,
     saved_if_stopped,
     written_at_the_end,
 )
 from capfinder.training.schedules import Schedule, learning_rate_of, with_learning_rate
-from capfinder.training.step import Batch, Sums, TrainState, eval_step, train_step
-
-# Steps handed to the device ahead of their results: enough to keep it busy, few enough that an
-# interrupt waits for little and batches don't pile up.
-STEPS_IN_FLIGHT = 3
+from capfinder.training.step import Batch, Sums, TrainState, eval_step
 
 __all__ = ["DivergedError", "FitResult", "TrainBatches", "evaluate", "fit"]
-
-
-class TrainBatches(Protocol):
-    """The training data: equally many batches in every epoch, in an order the epoch decides."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 0), from a step (counted from 0) on."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +52,10 @@ def fit(
     interrupted: Callable[[], bool],
     on_step: Callable[[int], None],
     on_epoch: Callable[[Row], None],
+    steps_per_call: int | None = None,
+    microbatch: int | None = None,
+    max_rollbacks: int = 0,
+    available_bytes: Callable[[], int | None] | None = None,
 ) -> FitResult:
     """Trains until `max_epochs`, or until val_loss wasn't lowered for `patience` epochs in a row.
 
@@ -75,29 +66,50 @@ def fit(
     of one that never stopped; a run that had ended gives its result again at once, unless
     max_epochs or patience now allows more.
 
-    interrupted: asked after every step and, once an epoch was validated, between the batches of
+    interrupted: asked after every call and, once an epoch was validated, between the batches of
     a validation. True ends the training with the best epoch so far; the steps of the unfinished
     epoch stay in `latest` for a rerun to go on from. They don't compete for the best (Keras would
     validate them: an extra wait, and a result that no undisturbed run has), unless no epoch was
     validated yet: then they count as epoch 1 of this result, and of this result only.
-    on_step: gets the number of steps taken since the training began, in earlier runs included.
+    on_step: after every call, gets the number of steps taken since the training began, in earlier
+    runs included.
     on_epoch: gets each new row of the history once its checkpoints are on their way: epoch
     (1-based), loss, accuracy, val_loss, val_accuracy, learning_rate (of the epoch's last step),
-    seconds, examples_per_second (of the training steps).
+    seconds, examples_per_second (of the training steps), idle_share (at most this share of their
+    time the device waited for data: all the time it took to get a call's data is counted when
+    the steps before were done by then), rollbacks (up to here).
+
+    steps_per_call, microbatch, available_bytes: see `epoch.Calls`. The weights are the same for
+    any steps_per_call, up to how XLA rounds within and outside of a loop.
+    max_rollbacks: that often a loss that is no longer a finite number doesn't end the training:
+    it goes back to the end of the last good epoch, or to the start, and takes half the learning
+    rate from there on, whatever the schedule (a plateau's min_lr is halved with it).
 
     `state` itself is left untouched. Raises: DivergedError naming epoch and step;
-    StageFailedError when a checkpoint can't be written or read; what the callables raise
-    (StoppedError, also from a signal handler, first saves `latest` where that can be done)."""
+    StageFailedError when a checkpoint can't be written or read; MemoryError before the first step
+    when that plainly needs more than available_bytes; what the callables raise (StoppedError, also
+    from a signal handler, first saves `latest` where that can be done)."""
     if max_epochs < 1:
         raise ValueError(f"max_epochs is {max_epochs}, must be at least 1")
-    run = resumed(state, train_batches.steps_per_epoch, checkpoints)
+    steps_per_epoch = train_batches.steps_per_epoch
+    calls = Calls(
+        train_batches,
+        steps_per_call=epoch.steps_per_call(steps_per_call, steps_per_epoch),
+        microbatch=microbatch,
+        available_bytes=available_bytes,
+    )
+    run = resumed(state, steps_per_epoch, checkpoints, may_roll_back=max_rollbacks > 0)
     with written_at_the_end(checkpoints):
         while (stopped := _stop_reason(run, max_epochs, patience)) is None:
             row = None
-            with saved_if_stopped(run, checkpoints):
-                if _train_epoch(run, train_batches, checkpoints, interrupted, on_step):
-                    give_up = interrupted if run.history else _never
-                    row = _finish(run, validation_batches, give_up)
+            try:
+                with saved_if_stopped(run, checkpoints):
+                    if train_epoch(run, calls, checkpoints, interrupted, on_step):
+                        give_up = interrupted if run.history else _never
+                        row = _finish(run, validation_batches, give_up)
+            except DivergedError as error:
+                roll_back(run, error, checkpoints, max_rollbacks)
+                continue
             if row is None:
                 stopped = "interrupted"
                 break
@@ -118,62 +130,30 @@ def fit(
     return FitResult(best, run.history, run.best_epoch, run.best_val_loss, stopped)
 
 
-def _train_epoch(
-    run: Run,
-    batches: TrainBatches,
-    checkpoints: Checkpoints | None,
-    interrupted: Callable[[], bool],
-    on_step: Callable[[int], None],
-) -> bool:
-    """Trains to the end of the epoch; False when interrupted before."""
-    steps_per_epoch = run.steps_per_epoch
-    if run.steps_in_epoch == steps_per_epoch:  # interrupted during the validation
-        return True
-    train = jax.jit(_train_and_add, donate_argnums=(0, 1))
-    steps_before = len(run.history) * steps_per_epoch
-    started = time.monotonic() - run.seconds
-    in_flight: deque[jax.Array] = deque()
-    remaining = batches.epoch(len(run.history), run.steps_in_epoch)
-    for step, batch in enumerate(remaining, run.steps_in_epoch + 1):
-        state, sums, done = train(run.state, run.live[1], batch)
-        run.live = (state, sums, step)
-        _limit(in_flight, done)
-        run.seconds = time.monotonic() - started
-        on_step(steps_before + step)
-        if step == steps_per_epoch:
-            break
-        if checkpoints is not None and checkpoints.is_due():
-            save_latest(run, checkpoints)
-        if interrupted():
-            return False
-    if run.steps_in_epoch != steps_per_epoch:
-        raise ValueError(f"{run.steps_in_epoch} batches in an epoch of {steps_per_epoch}")
-    jax.block_until_ready(run.live[1])
-    run.seconds = time.monotonic() - started
-    return True
-
-
 def _finish(run: Run, batches: Iterable[Batch], give_up: Callable[[], bool]) -> Row | None:
     """The history row of the steps taken; None when `give_up` ended the validation.
 
     Fetches the sums from the device, once for training and once for validation."""
     started = time.monotonic()
     trained = checked_sums(run)
+    if not trained["count"]:  # float16: each step's loss was too large a number
+        raise DivergedError(f"in epoch {len(run.history) + 1}")
     validated = evaluate(run.state, batches, give_up)
     if validated is None:
         return None
-    epoch = len(run.history) + 1
     if not math.isfinite(validated["loss"]):
-        raise diverged(f"in the validation of epoch {epoch}")
+        raise DivergedError(f"in the validation of epoch {len(run.history) + 1}")
     return {
-        "epoch": epoch,
+        "epoch": len(run.history) + 1,
         "loss": float(trained["loss"] / trained["count"]),
         "accuracy": float(trained["correct"] / trained["count"]),
         "val_loss": validated["loss"],
         "val_accuracy": validated["accuracy"],
-        "learning_rate": float(learning_rate_of(run.state.opt_state)),
+        "learning_rate": float(run.state.learning_rate),
         "seconds": run.seconds + time.monotonic() - started,
         "examples_per_second": float(trained["count"]) / max(run.seconds, 1e-9),
+        "idle_share": run.idle_seconds / max(run.seconds, 1e-9),
+        "rollbacks": run.rollbacks,
     }
 
 
@@ -188,7 +168,9 @@ def evaluate(
         if give_up():
             return None
         sums = add(state, sums, batch)
-        _limit(in_flight, sums["count"])
+        in_flight.append(sums["count"])
+        if len(in_flight) > CALLS_IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
     fetched = jax.device_get(sums)
     if not fetched["count"]:
         raise ValueError("no rows to evaluate")
@@ -199,14 +181,17 @@ def evaluate(
 
 
 def _close_epoch(run: Run, row: Row, schedule: Schedule, checkpoints: Checkpoints | None) -> None:
-    state, learning_rate = run.state, row["learning_rate"]
+    state = run.state
     if schedule.plateau is not None:
+        learning_rate = float(learning_rate_of(state.opt_state))  # without the rollbacks' factor
         run.plateau, learning_rate = schedule.plateau.after_epoch(
             run.plateau, row["val_loss"], learning_rate
         )
         opt_state = with_learning_rate(state.opt_state, learning_rate)
         state = replace(state, opt_state=opt_state)
-    run.live, run.seconds = (state, no_sums(state), 0), 0.0
+    if run.good is not None:
+        run.good = on_host(state)
+    run.live, run.seconds, run.idle_seconds = (state, no_sums(state), 0), 0.0, 0.0
     if row["val_loss"] < run.best_val_loss:
         _take_as_best(run, row, checkpoints)
     else:
@@ -230,23 +215,6 @@ def _never() -> bool:
     return False
 
 
-def _train_and_add(
-    state: TrainState, totals: Sums, batch: Batch
-) -> tuple[TrainState, Sums, jax.Array]:
-    """One step; the last value is there to be waited for, as the others will be donated."""
-    state, sums = train_step(state, batch)
-    is_first = sums.pop("diverged") & (totals["diverged_at"] == 0)
-    new = {name: totals[name] + value for name, value in sums.items()}
-    new["diverged_at"] = jnp.where(is_first, state.step, totals["diverged_at"])
-    return state, new, sums["loss"]
-
-
 def _evaluate_and_add(state: TrainState, totals: Sums, batch: Batch) -> Sums:
     sums = eval_step(state, batch)
     return totals | {name: totals[name] + value for name, value in sums.items()}
-
-
-def _limit(in_flight: deque[jax.Array], newest: jax.Array) -> None:
-    in_flight.append(newest)
-    if len(in_flight) > STEPS_IN_FLIGHT:
-        in_flight.popleft().block_until_ready()

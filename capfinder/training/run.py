@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from capfinder.errors import InputError, StageFailedError, StoppedError
 from capfinder.log import logger
 from capfinder.training.checkpoint import Checkpoints
+from capfinder.training.devices import put_like
 from capfinder.training.schedules import PlateauState
 from capfinder.training.step import Sums, TrainState
 
@@ -19,7 +21,15 @@ Row = dict[str, Any]
 
 
 class DivergedError(StageFailedError):
-    """The loss stopped being a finite number."""
+    """The loss stopped being a finite number; `where` names epoch and step."""
+
+    def __init__(self, where: str, note: str = "") -> None:
+        super().__init__(
+            f"training diverged {where}: the loss is no longer a finite number. {note}Lower the "
+            "learning rate (learning_rate in model_params, or lr_scheduler_params); with dtype "
+            "float16, runtime_params.compute_dtype=float32 may help too."
+        )
+        self.where = where
 
 
 @dataclass
@@ -31,10 +41,15 @@ class Run:
     live: tuple[TrainState, Sums, int]
     steps_per_epoch: int
     seconds: float = 0.0  # spent on the epoch's steps so far
+    idle_seconds: float = 0.0  # of these, those in which the device may have had nothing to do
     history: list[Row] = field(default_factory=list)  # one row an epoch
     best_epoch: int = 0  # 1-based; 0: none validated yet
     best: dict[str, Any] | None = None  # its "params" and "batch_stats"
     plateau: PlateauState = field(default_factory=PlateauState)
+    # What a divergence goes back to: the state at the last epoch's end, in the host's memory;
+    # None where it needn't be kept.
+    good: TrainState | None = None
+    rollbacks: int = 0  # so far
 
     @property
     def state(self) -> TrainState:
@@ -58,46 +73,97 @@ def no_sums(state: TrainState) -> Sums:
     """Sums over no step: loss, correct, count, and diverged_at, the step (0: none) that was first
     to lose the loss."""
     loss_dtype = jax.tree.leaves(state.params)[0].dtype
-    zeros = {name: jnp.int32(0) for name in ("correct", "count", "diverged_at")}
-    return {"loss": jnp.zeros((), loss_dtype), **zeros}
+    # Where the state lies: on the devices of a mesh, another place would be another program.
+    zeros = {name: jnp.zeros_like(state.step) for name in ("correct", "count", "diverged_at")}
+    return {"loss": jnp.zeros_like(state.step, loss_dtype), **zeros}
 
 
 def checked_sums(run: Run) -> dict[str, Any]:
     """The epoch's sums so far, fetched from the device. Raises: DivergedError."""
     state, sums, steps = run.live
     fetched: dict[str, Any] = jax.device_get(sums)
-    if fetched["diverged_at"] or not fetched["count"]:
-        taken = int(state.step)
-        step = steps - (taken - int(fetched["diverged_at"] or taken))
-        raise diverged(f"in epoch {len(run.history) + 1}, step {step} of {run.steps_per_epoch}")
+    if fetched["diverged_at"]:
+        step = steps - (int(state.step) - int(fetched["diverged_at"]))
+        raise DivergedError(
+            f"in epoch {len(run.history) + 1}, step {step} of {run.steps_per_epoch}"
+        )
     return fetched
 
 
-def diverged(where: str) -> DivergedError:
-    return DivergedError(
-        f"training diverged {where}: the loss is no longer a finite number. Lower the learning "
-        "rate (learning_rate in model_params, or lr_scheduler_params); with dtype float16, "
-        "runtime_params.compute_dtype=float32 may help too."
+def roll_back(
+    run: Run, error: DivergedError, checkpoints: Checkpoints | None, max_rollbacks: int
+) -> None:
+    """Back to the end of the last good epoch (or the start), to go on with half the learning rate.
+
+    A run that is killed after it comes by here again, or goes on from what is saved now: the
+    weights are the same. Raises: DivergedError when no rollback is left."""
+    if run.rollbacks >= max_rollbacks or run.good is None:
+        note = ""
+        if run.rollbacks:
+            note = f"Rolling back and halving the learning rate ({run.rollbacks}x) didn't help. "
+        if run.best_epoch and checkpoints is not None:
+            note += f"The best epoch so far ({run.best_epoch}) is in {checkpoints.directory}. "
+        raise DivergedError(error.where, note) from error
+    state = from_host(run.good, run.state)
+    state = replace(state, rate_factor=state.rate_factor / 2)
+    run.good = on_host(state)
+    run.live, run.seconds, run.idle_seconds = (state, no_sums(state), 0), 0.0, 0.0
+    run.rollbacks += 1
+    logger.warning(
+        "training diverged %s: back to %s, going on with half the learning rate, %.3g "
+        "(rollback %d of %d)",
+        error.where,
+        f"the end of epoch {len(run.history)}" if run.history else "its start",
+        float(state.learning_rate),
+        run.rollbacks,
+        max_rollbacks,
     )
+    save_latest(run, checkpoints)
 
 
-def resumed(state: TrainState, steps_per_epoch: int, checkpoints: Checkpoints | None) -> Run:
+def on_host(state: TrainState) -> TrainState:
+    """A copy that takes no memory of the device, but for the random key."""
+
+    def fetched(leaf: jax.Array) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jnp.copy(leaf) if is_key else np.array(leaf)
+
+    return jax.tree.map(fetched, state)
+
+
+def from_host(state: TrainState, like: TrainState) -> TrainState:
+    """A copy of the state where `like` lies; it may be donated."""
+    return jax.tree.map(lambda leaf, place: jnp.copy(put_like(leaf, place)), state, like)
+
+
+def resumed(
+    state: TrainState,
+    steps_per_epoch: int,
+    checkpoints: Checkpoints | None,
+    *,
+    may_roll_back: bool,
+) -> Run:
     """A run at its beginning, or where its latest checkpoint stands."""
     # A copy: the steps donate their state, and the caller's stays the caller's.
     run = Run((jax.tree.map(jnp.copy, state), no_sums(state), 0), steps_per_epoch)
-    found = checkpoints.restore_latest(run.live[:2]) if checkpoints is not None else None
-    if checkpoints is None or found is None:
+    if may_roll_back or checkpoints is not None:  # which a rerun may take up that may roll back
+        run.good = on_host(state)
+    if checkpoints is None:
         return run
-    (state, sums), meta = found
+    found = checkpoints.restore_latest((*run.live[:2], state))
+    if found is None:
+        return run
+    (state, sums, good), meta = found
     if meta["steps_per_epoch"] != steps_per_epoch:
         raise StageFailedError(
             f"{checkpoints.directory}: saved by a run of {meta['steps_per_epoch']} steps an epoch, "
             f"this one has {steps_per_epoch}. Remove it, or choose another "
             "shared_params.output_dir."
         )
-    run.live, run.seconds = (state, sums, meta["steps_in_epoch"]), meta["seconds"]
+    run.live, run.good = (state, sums, meta["steps_in_epoch"]), on_host(good)
+    run.seconds, run.idle_seconds = meta["seconds"], meta["idle_seconds"]
     run.history, run.best_epoch = meta["history"], meta["best_epoch"]
-    run.plateau = PlateauState(**meta["plateau"])
+    run.plateau, run.rollbacks = PlateauState(**meta["plateau"]), meta["rollbacks"]
     logger.info("training resumed at epoch %d, step %d", len(run.history) + 1, run.steps_in_epoch)
     if run.best_epoch:
         try:
@@ -123,18 +189,21 @@ def save_latest(run: Run, checkpoints: Checkpoints | None) -> None:
     if checkpoints is None:
         return
     state, sums, steps = run.live
+    assert run.good is not None
     if steps:
         checked_sums(run)
     meta = {
         "steps_in_epoch": steps,
         "steps_per_epoch": run.steps_per_epoch,
         "seconds": run.seconds,
+        "idle_seconds": run.idle_seconds,
+        "rollbacks": run.rollbacks,
         "history": list(run.history),  # it grows while Orbax writes in the background
         "plateau": asdict(run.plateau),
     }
     checkpoints.save_latest(
         int(state.step),
-        (state, sums),
+        (state, sums, run.good),
         meta,
         best_epoch=run.best_epoch,
         holds_best=run.holds_best,

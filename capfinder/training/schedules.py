@@ -3,9 +3,10 @@
 All act through Optax: the first two are `optax.Schedule`s, the plateau rule sets the rate that
 `optax.inject_hyperparams` holds."""
 
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -161,8 +162,43 @@ def optimizer(learning_rate: float | optax.Schedule) -> optax.GradientTransforma
     It is Keras's Adam to the last term, so that a comparison with Capfinder 0.4.3 compares nothing
     else: epsilon is added before the second moment's bias is corrected, not after.
 
-    Source: Kingma and Ba 2015, Adam, the form at the end of section 2."""
+    Optimisers of a constant rate are equal to each other: they differ in the state they begin with
+    (`at_start`), and JAX compiles the steps of all of them once.
 
+    Source: Kingma and Ba 2015, Adam, the form at the end of section 2."""
+    if callable(learning_rate):
+        return _adam(learning_rate)
+    return optax.GradientTransformationExtraArgs(_Init(learning_rate), _held().update)
+
+
+@dataclass(frozen=True)
+class _Init:
+    """Adam's first state, with a constant rate."""
+
+    learning_rate: float = field(compare=False)
+
+    def __call__(self, params: Any) -> Any:
+        return _with_rate(_held().init(params), self.learning_rate)
+
+
+def at_start(tx: optax.GradientTransformation, opt_state: Any) -> Any:
+    """A first state as `tx` itself makes it, from one made by an equal optimiser."""
+    if not isinstance(tx.init, _Init):
+        return opt_state
+    return _with_rate(opt_state, tx.init.learning_rate)
+
+
+def _with_rate(opt_state: Any, learning_rate: float) -> Any:
+    rate = jax.device_put(np.asarray(learning_rate, learning_rate_of(opt_state).dtype))
+    return opt_state._replace(hyperparams=opt_state.hyperparams | {"learning_rate": rate})
+
+
+@functools.cache
+def _held() -> optax.GradientTransformationExtraArgs:
+    return _adam(0.0)
+
+
+def _adam(learning_rate: float | optax.Schedule) -> optax.GradientTransformationExtraArgs:
     def epsilon(step: jax.Array) -> jax.Array:
         return ADAM_EPSILON / jnp.sqrt(1 - ADAM_BETA2 ** (step + 1))
 
@@ -178,5 +214,5 @@ def learning_rate_of(opt_state: Any) -> jax.Array:
 def with_learning_rate(opt_state: Any, learning_rate: float) -> Any:
     """The same state with another rate to go on with; has no effect on a schedule of the step."""
     old = learning_rate_of(opt_state)
-    held = opt_state.hyperparams | {"learning_rate": jnp.asarray(learning_rate, old.dtype)}
+    held = opt_state.hyperparams | {"learning_rate": jnp.full_like(old, learning_rate)}
     return opt_state._replace(hyperparams=held)

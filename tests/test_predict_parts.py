@@ -1,0 +1,237 @@
+"""What `capfinder predict` is made of: scoring, reading ahead, the text of its rows, labels."""
+
+import contextlib
+import csv
+import functools
+import io
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import small_models
+from csv_input import rows, write
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import CLASSES as SMALL_CLASSES
+from small_models import LENGTH as SMALL_LENGTH
+from small_models import SmallModel, small_model
+
+from capfinder.data.loader import ONE_DEVICE
+from capfinder.errors import StageFailedError
+from capfinder.etl.csv_files import Block
+from capfinder.etl.stream import worker_count
+from capfinder.evaluation import metrics, predictions
+from capfinder.prediction import command, labels, reads
+from capfinder.prediction.reads import Reads
+from capfinder.stages import inference
+from capfinder.stages.assembly import TrainedModel
+
+# Scoring
+
+
+def trained(small: SmallModel) -> TrainedModel:
+    parts = (small.model_type, small.hyperparameters, small.module, small.variables)
+    return TrainedModel(*parts, SMALL_CLASSES, SMALL_LENGTH, best_epoch=1, num_parameters=0)
+
+
+def batching(batch_size: int) -> inference.Batching:
+    return inference.Batching(batch_size, ONE_DEVICE)
+
+
+def scored(model: TrainedModel, parts: list[np.ndarray], batch_size: int) -> list[np.ndarray]:
+    numbered = zip(parts, range(len(parts)), strict=True)
+    found = list(inference.predict(model, numbered, batching(batch_size)))
+    assert [payload for _, payload in found] == list(range(len(parts)))
+    return [logits for logits, _ in found]
+
+
+def test_a_read_gets_the_same_bits_wherever_it_stands_in_its_batch(monkeypatch):
+    # Large enough for places to differ in their rounding, were the batch no multiple of 48.
+    wide = {"stem_filters": 16, "stage_filters": (32,), "stage_kernels": (3,), "stage_blocks": (1,)}
+    monkeypatch.setitem(small_models.OVERRIDES, "resnet", wide)
+    monkeypatch.setattr(small_models, "LENGTH", 62)
+    model = trained(small_model("resnet"))
+    rng = np.random.default_rng(1)
+    signals = rng.normal(size=(1000, 62)).astype(np.float16)
+    size = inference.batching(None, mesh=1).batch_size
+    (one,) = scored(model, [signals], size)
+    order = rng.permutation(1000)
+    other = np.concatenate(scored(model, [signals[order[:7]], signals[order[7:]]], size))
+    np.testing.assert_array_equal(one[order], other)
+
+
+def test_logits_are_those_of_the_model_whatever_the_parts():
+    small = small_model("cnn_lstm")
+    model = trained(small)
+    rng = np.random.default_rng(2)
+    signals = rng.normal(size=(40, SMALL_LENGTH)).astype(np.float16)
+    apply = jax.jit(functools.partial(small.module.apply, train=False))
+    expected = apply(small.variables, signals.astype(np.float32)[:, :, None])
+    for cuts in ([], [1, 2, 3], [0, 0, 16, 16, 40], [39], range(40)):
+        parts = np.split(signals, list(cuts))
+        found = scored(model, parts, 16)
+        assert list(map(len, found)) == list(map(len, parts))
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=2e-6)
+
+
+def test_out_of_memory_names_the_batch_size_and_what_to_do(monkeypatch):
+    def full(*given, **more):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    monkeypatch.setattr(inference, "_logits", full)
+    signals = np.zeros((3, SMALL_LENGTH), np.float16)
+    with pytest.raises(StageFailedError, match=r"scoring 2 reads at once.*--batch_size"):
+        scored(trained(small_model("cnn_lstm")), [signals], 2)
+
+
+def test_reads_on_which_the_model_overflows_become_rejects():
+    block = Reads(
+        file=0,
+        read_ids=np.array([b"a", b"b", b"c"]),
+        labels=np.array([0, 1, 2]),
+        lines=np.array([2, 3, 4]),
+        signals=np.zeros((3, 5)),
+        rejects=[],
+        disk_bytes=7,
+    )
+    logits = np.array([[0.0, 1.0], [np.inf, 0.0], [1.0, np.nan]])
+    kept, good = command._with_numbers(logits, block)
+    np.testing.assert_array_equal(kept, [[0.0, 1.0]])
+    assert good.read_ids.tolist() == [b"a"] and good.labels.tolist() == [0]
+    assert [(r.line, r.read_id, r.reason) for r in good.rejects] == [
+        (3, "b", "the model gives no number"),
+        (4, "c", "the model gives no number"),
+    ]
+
+
+# Memory: what is asked for follows what is taken
+
+
+def test_scoring_takes_no_more_of_an_endless_input_than_its_batches_need():
+    taken = itertools.count()
+    part = np.zeros((5, SMALL_LENGTH), np.float16)
+    endless = ((part, next(taken)) for _ in itertools.repeat(None))
+    given = inference.predict(trained(small_model("cnn_lstm")), endless, batching(16))
+    for number, (_, payload) in enumerate(itertools.islice(given, 50)):
+        assert payload == number
+    assert next(taken) <= 50 + (inference.IN_FLIGHT + 2) * 16 / 5
+
+
+def test_reading_waits_for_the_reads_to_be_taken(tmp_path, monkeypatch):
+    count, each = 0, reads.read_blocks
+
+    def counted(path, **more):
+        nonlocal count
+        for block in each(path, **more):
+            count += 1
+            yield block
+
+    monkeypatch.setattr(reads, "read_blocks", counted)
+    monkeypatch.setattr(reads, "BLOCK_BYTES", 1 << 10)
+    path = write(tmp_path / "a.csv", rows(0, 0, 1500))
+    blocks = path.stat().st_size >> 10
+    most = 2 + 4 * worker_count()  # two a thread being parsed, two a thread waiting for that
+    assert blocks > 10 * most
+    with contextlib.closing(reads.read([path], target_length=8, dtype="float32")) as given:
+        for number in range(1, 30):
+            next(given)
+            assert count <= number + most
+
+
+# The text of predictions
+
+
+def as_csv_writer_has_it(read_ids, labels_, probabilities, names) -> bytes:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    for name, label, likely in zip(read_ids, labels_, probabilities, strict=True):
+        guess = int(np.argmax(likely))
+        shown = ["" if label is None else label, guess, names[guess]]
+        writer.writerow([name, *shown, *(f"{value:.6f}" for value in likely)])
+    return stream.getvalue().encode()
+
+
+TIES = [(2 * k + 1) / 128 for k in range(64)]  # a seventh decimal 5 and nothing after it
+NEAR_TIES = [np.nextafter((k + 0.5) / 1e6, to) for k in (0, 1, 2, 499999) for to in (0, 1)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1),
+            st.none() | st.integers(-(10**9), 10**9),
+            st.lists(
+                st.floats(0, 1) | st.sampled_from([*TIES, *NEAR_TIES, 0.0, 1.0]),
+                min_size=2,
+                max_size=2,
+            ),
+        ),
+        max_size=5,
+    ),
+    st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=2),
+)
+def test_lines_are_those_of_csv_writer_and_a_format_string(given_rows, names):
+    read_ids = [name for name, _, _ in given_rows]
+    labels_ = [label for _, label, _ in given_rows]
+    likely = np.array([values for _, _, values in given_rows]).reshape(-1, 2)
+    found = predictions.lines(
+        np.array([name.encode() for name in read_ids] or [b""], "S")[: len(read_ids)],
+        np.array([predictions.NO_LABEL if label is None else label for label in labels_], np.int64),
+        likely,
+        names,
+    )
+    assert found == as_csv_writer_has_it(read_ids, labels_, likely, names)
+
+
+def test_probabilities_are_rounded_as_python_rounds_them():
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [
+            rng.random(20_000),
+            10 ** rng.uniform(-12, 0, 20_000),
+            np.nextafter((rng.integers(0, 10**6, 20_000) + 0.5) / 1e6, rng.integers(0, 2, 20_000)),
+            metrics.softmax(rng.normal(0, 5, (10_000, 4))).ravel(),
+            TIES * 100,
+        ]
+    ).reshape(-1, 2)
+    text = predictions.lines(
+        np.zeros(len(values), "S1"), np.zeros(len(values), int), values, ["", ""]
+    ).decode()
+    found = [line.split(",")[4:] for line in text.split("\r\n")[:-1]]
+    assert found == [[f"{value:.6f}" for value in pair] for pair in values]
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "label"),
+    [
+        ('a,,"1"', 'a,0,"1"', predictions.NO_LABEL),
+        ('"a,b","",1', '"a,b",0,1', predictions.NO_LABEL),
+        ('a,-99,"1"', 'a,0,"1"', -99),
+        ('a,"-1","1"', 'a,0,"1"', -1),
+        ("a,,", "a,0,", predictions.NO_LABEL),
+        ('a,3,"1"', None, None),
+        ('a,-,"1"', None, None),
+        ('a,-x,"1"', None, None),
+        ('a,-9999999999,"1"', None, None),
+        ('a, ,"1"', None, None),
+        ("a,", None, None),
+        ("a", None, None),
+        (",", None, None),
+        ('"a', None, None),
+        ('a,"-1', None, None),
+        ("x" * 200 + ",,1", None, None),
+    ],
+)
+def test_only_empty_and_negative_labels_are_put_aside(before, after, label):
+    data = f'z,1,"2"\n{before}\r\n\ny,2,"3"'.encode()
+    block, aside = labels.set_aside(Block(data, offset=100, line=7))
+    if after is None:
+        assert block.data is data
+        return
+    assert block.data == data.replace(before.encode(), after.encode())
+    assert (block.offset, block.line) == (100, 7)
+    assert (aside._lines.tolist(), aside._labels.tolist()) == ([8], [label])
