@@ -1,9 +1,9 @@
-"""Each layer's form beside the others that compute the same: what the models' choices rest on.
+"""Each layer's form beside others that compute the same: what the models' choices rest on.
 
     python benchmarks/layers.py --rounds 9
 
-Milliseconds of value and gradient, by the platform that JAX finds. Prints a table and writes it to
-RESULTS.md."""
+Milliseconds of value and gradient on the platform that JAX finds; the models' own form comes first.
+Prints a table and writes it to RESULTS.md, into a section of that platform."""
 
 import argparse
 import functools
@@ -93,12 +93,13 @@ def _dropout(x: jax.Array, module: Any) -> jax.Array:
 
 def cases(batch: int) -> Iterator[tuple[str, list[tuple[int, ...]], dict[str, Function]]]:
     """Layer, shapes of its inputs, forms; the first form is the models' own on this platform."""
+    own = lstm.FORMS.get(jax.default_backend(), lstm.FORMS["gpu"])  # as lstm.Lstm chooses
+    others = (lstm.Form(place, unroll) for place in ("inside", "before") for unroll in (1, 2))
     forms = {
-        f"own gradient, input product {place} the scan, {unroll} in a turn": functools.partial(
-            lstm.lstm, lstm.Form(place, unroll)
+        f"own gradient, input product {form.input_product} the scan, {form.unroll} in a turn": (
+            functools.partial(lstm.lstm, form)
         )
-        for place in ("inside", "before")
-        for unroll in (1, 2)
+        for form in dict.fromkeys((own, *others))
     }
     for channels, units in ((32, 64), (128, 128), (128, 32)):
         shapes = [(62, batch, channels), (channels, 4 * units), (units, 4 * units), (4 * units,)]

@@ -1,6 +1,7 @@
 """Capfinder 0.4.3's training and inference, a round at a time; models.py starts this with the
 Python of its environment and gives the commands:
 
+    warm_up   two steps of fit, which go on counting, and two batches of predict: compiles
     train     one epoch of Keras's fit on arrays in memory, from its begin to its end
     predict   the training reads by Keras's predict
     facts     parameters, versions, peak memory"""
@@ -13,6 +14,8 @@ from typing import Any
 import clock
 import inputs
 from worker import Commands
+
+WARM_UP = 2  # batches, of training and of prediction
 
 
 def main() -> None:
@@ -41,6 +44,12 @@ def main() -> None:
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             self.taken = clock.since(self.before) | {"loss": float(logs["loss"])}
 
+    def warm_up() -> dict[str, Any]:
+        some = slice(WARM_UP * batch_size)
+        model.fit(signal[some], cap_class[some], batch_size=batch_size, verbose=0)
+        model.predict(signal[some], batch_size=batch_size, verbose=0)
+        return {}
+
     def train() -> dict[str, Any]:
         timed = Clock()
         model.fit(signal, cap_class, batch_size=batch_size, verbose=0, callbacks=[timed])
@@ -58,7 +67,7 @@ def main() -> None:
             "peak_memory": clock.peak_memory(),
         }
 
-    commands.serve({"train": train, "predict": predict, "facts": facts})
+    commands.serve({"warm_up": warm_up, "train": train, "predict": predict, "facts": facts})
 
 
 if __name__ == "__main__":

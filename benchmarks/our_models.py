@@ -1,26 +1,30 @@
 """Our training and inference, a round at a time; models.py starts this and gives the commands:
 
+warm_up   a training of two calls and two batches of predictions: compiles, and is thrown away
 train     one epoch by loop.fit, from its order to its last step's results
 predict   the training reads through the path of `capfinder predict` and of evaluation
 product   a matrix product: what this machine can do
 facts     parameters, device, peak memory"""
 
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import clock
 import jax
 import jax.numpy as jnp
+import numpy as np
 from our_setup import Setup
 from worker import Commands
 
 from capfinder.stages import inference
 
 SIZE, REPEATS = 2048, 10  # of the matrix product
+WARM_UP = 2  # calls, of training and of prediction
 
 
 class Rounds:
@@ -30,6 +34,7 @@ class Rounds:
         self._setup, self._commands = setup, commands
         self._model = setup.model()
         self._handlers = {
+            "warm_up": self._warm_up,
             "predict": self._predict,
             "product": matrix_product,
             "facts": self._facts,
@@ -52,20 +57,37 @@ class Rounds:
         """The validation begins, so the epoch's steps are done and their sums fetched."""
         examples = self._setup.train_batches.steps_per_epoch * self._setup.train_batches.batch_size
         self._trained = clock.since(self._before) | {"examples": examples}
-        yield next(iter(self._setup.evaluation_batches("validation")))  # one batch is enough here
+        yield self._validation_batch()
+
+    def _validation_batch(self) -> Any:
+        return next(iter(self._setup.evaluation_batches("validation")))  # one is enough here
 
     def _on_epoch(self, row: dict[str, Any]) -> None:
         self._commands.answer(self._trained | {"loss": row["loss"]})
         self._over = not self._commands.serve(self._handlers, until="train")
         self._before = clock.usage()
 
+    def _warm_up(self) -> dict[str, Any]:
+        """Where a call takes many steps: one of these and one of the single steps that are left at
+        an epoch's end. JAX knows the programs when the training that counts asks for them."""
+        calls = itertools.count(1)
+        self._setup.fit(
+            max_epochs=1,
+            validation_batches=[self._validation_batch()],
+            interrupted=lambda: next(calls) >= WARM_UP,
+        )
+        block = next(iter(self._setup.split("train").blocks()))
+        return self._predicted([block.signals[: WARM_UP * self._setup.train_batches.batch_size]])
+
     def _predict(self) -> dict[str, Any]:
-        split = self._setup.split("train")
+        return self._predicted(block.signals for block in self._setup.split("train").blocks())
+
+    def _predicted(self, signals: Iterable[np.ndarray]) -> dict[str, Any]:
         batching = inference.batching(
             self._setup.train_batches.batch_size, mesh=self._setup.config.runtime_params.mesh
         )
         before, examples = clock.usage(), 0
-        parts = ((block.signals, None) for block in split.blocks())
+        parts = ((part, None) for part in signals)
         for logits, _ in inference.predict(self._model, parts, batching):
             examples += len(logits)
         return clock.since(before) | {"examples": examples}

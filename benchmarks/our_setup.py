@@ -12,7 +12,8 @@ from capfinder.training import loop, schedules
 
 class Setup:
     """A model, and the dataset that it is trained on, in float32; all other settings at their
-    defaults. Exact dropout, a constant learning rate, data on the device, no checkpoints."""
+    defaults: a constant learning rate, data on the device, no checkpoints. Dropout's bits come from
+    a 32-bit hash of counters, so its rate is exact to 2^-33."""
 
     def __init__(
         self, version: Path, model_type: str, ours: dict[str, Any], *, batch_size: int, seed: int

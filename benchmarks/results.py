@@ -6,12 +6,12 @@ import platform
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 PATH = Path(__file__).with_name("RESULTS.md")
-COLUMNS = ("median of the rounds", "ours", "0.4.3", "times better", "of the rounds", "required")
 INTRODUCTION = "# Results\n\nWritten by the programs in this directory; README.md says how.\n"
 
 
@@ -62,6 +62,36 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     return "\n".join([line(columns), line(rule), *(line(row) for row in rows)])
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of a comparison: a value of each round for either, and what ours has to be."""
+
+    title: str
+    ours: Sequence[float]
+    theirs: Sequence[float]
+    form: str  # of a value
+    is_less_better: bool = False
+    required: str = ""
+
+
+def comparison(measures: Sequence[Measure]) -> str:
+    """Medians of the rounds, how many times better ours is, pair by pair; of one round its values
+    as they are."""
+    is_one = all(len(measure.ours) == 1 for measure in measures)
+    rows = []
+    for measure in measures:
+        better, worse = measure.ours, measure.theirs
+        if measure.is_less_better:
+            better, worse = worse, better
+        ratio, lowest, highest = median_ratio(better, worse)
+        values = (statistics.median(values) for values in (measure.ours, measure.theirs))
+        spread = [] if is_one else [f"{lowest:.2f} to {highest:.2f}"]
+        shown = (measure.form.format(value) for value in values)
+        rows.append((measure.title, *shown, f"{ratio:.2f}", *spread, measure.required))
+    first, spread = ("one run", []) if is_one else ("median of the rounds", ["of the rounds"])
+    return table((first, "ours", "0.4.3", "times better", *spread, "required"), rows)
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,22 +157,22 @@ class Bench:
 
 
 def table(found: Found) -> str:
-    def row(title: str, ours: list[float], theirs: list[float], required: str) -> tuple[str, ...]:
-        ratio, lowest, highest = results.median_ratio(theirs, ours)
-        middle = [f"{statistics.median(values):,.1f}" for values in (ours, theirs)]
-        return title, *middle, f"{ratio:.2f}", f"{lowest:.2f} to {highest:.2f}", required
+    def measure(
+        title: str, value: Callable[[dict[str, Any]], float], required: str = ""
+    ) -> results.Measure:
+        ours, theirs = ([value(outcome) for outcome in found[who]] for who in ("ours", "theirs"))
+        return results.Measure(
+            title, ours, theirs, "{:,.1f}", is_less_better=True, required=required
+        )
 
-    def values(who: str, key: str) -> list[float]:
-        return [outcome[key] for outcome in found[who]]
+    def seconds(part: str) -> results.Measure:
+        return measure(f"{part}, s", lambda outcome: outcome["parts"][part])
 
-    rows = [
-        row("whole process, s", values("ours", "wall"), values("theirs", "wall"), f">= {REQUIRED}"),
-        row("whole process, CPU s", values("ours", "cpu"), values("theirs", "cpu"), ""),
+    whole = [
+        measure("whole process, s", lambda outcome: outcome["wall"], f">= {REQUIRED}"),
+        measure("whole process, CPU s", lambda outcome: outcome["cpu"]),
     ]
-    for part in PARTS:
-        ours, theirs = ([o["parts"][part] for o in found[who]] for who in ("ours", "theirs"))
-        rows.append(row(f"{part}, s", ours, theirs, ""))
-    return results.table(results.COLUMNS, rows)
+    return results.comparison(whole + [seconds(part) for part in PARTS])
 
 
 def main() -> None:
@@ -209,16 +210,18 @@ def main() -> None:
             print(f"round {number}: {who:6} {outcome['wall']:.1f} s {outcome['parts']}", flush=True)
     imports = statistics.median(outcome["parts"]["imports"] for outcome in found["theirs"])
     accuracies = [found[who][-1]["accuracy"] for who in ("ours", "theirs")]
+    runs = "one run of either" if given.rounds == 1 else f"{given.rounds} rounds"
+    which = "" if given.rounds == 1 else " of the last round"
     text = "\n\n".join(
         (
             f"{results.provenance(PACKAGES)} The original: {original.versions(python)}.",
             f"{CLASSES} classes of {given.reads_per_class:,} simulated reads; {given.trials} "
             f"trials of one epoch, {given.epochs} epochs of the best; {MODEL_TYPE} with "
             f"convolutions of 32 and 32 filters, an LSTM of 32 units, a dense layer of 32; batches "
-            f"of {SHARED['batch_size']}, float32; rounds: {given.rounds}; no compiled programs on "
+            f"of {SHARED['batch_size']}, float32; {runs}; no compiled programs on "
             f"disk. Ours is one `launch.py` that exports {', '.join(bench.formats)} and writes its "
             "report; Comet is left out of both. Ours imports what a part needs within it, theirs "
-            f"all of it first ({imports:.1f} s). Test accuracy of the last round: ours "
+            f"all of it first ({imports:.1f} s). Test accuracy{which}: ours "
             f"{accuracies[0]:.1%}, theirs {accuracies[1]:.1%} (most of its test reads are also in "
             "its training set).",
             table(found),

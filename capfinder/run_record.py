@@ -32,6 +32,7 @@ WITHOUT_EFFECT = (
     "evaluate_params.batch_size",
     "split_params.test_caps_data_dir",
     "runtime_params.data_residency",
+    "runtime_params.steps_per_call",
     "runtime_params.compilation_cache_dir",
     "runtime_params.mesh",
     "runtime_params.distributed",

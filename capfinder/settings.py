@@ -375,7 +375,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "runtime_params.microbatch",
         None,
-        integer(1),
+        integer(8),
         "less memory: a step goes through its batch this many reads at a time; batch norm then "
         "sees these alone; null: the whole batch at once",
         unit="reads",

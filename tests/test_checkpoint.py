@@ -15,6 +15,8 @@ from tiny_training import Batches, assert_same, tiny_state
 
 from capfinder.errors import InputError, StageFailedError
 from capfinder.training.checkpoint import Checkpoints
+from capfinder.training.packing import pack
+from capfinder.training.run import on_host
 from capfinder.training.step import train_step
 
 
@@ -45,6 +47,18 @@ def test_latest_comes_back_bit_for_bit_with_optimiser_and_key(tmp_path, rng):
     (batch,) = Batches(1).epoch(0)
     step = jax.jit(train_step)
     assert_same(step(restored, batch)[0], step(state, batch)[0])
+
+
+def test_what_lies_on_the_host_is_saved_from_there(tmp_path):
+    state = trained_state()
+    kept = on_host(state)
+    with Checkpoints(tmp_path) as checkpoints:
+        with jax.transfer_guard_host_to_device("disallow_explicit"):
+            packed, _ = pack(kept)
+        save_latest(checkpoints, 2, (state, kept))
+    restored, _ = Checkpoints(tmp_path).restore_latest((tiny_state(), tiny_state()))
+    assert_same(restored, (state, state))
+    assert not any(np.shares_memory(part, kept.step) for part in packed.values())
 
 
 def test_numbers_of_every_type_come_back_bit_for_bit(tmp_path):

@@ -19,9 +19,10 @@ from tiny_training import (
 
 from capfinder.errors import StageFailedError, StoppedError
 from capfinder.training import epoch as epoch_module
+from capfinder.training import loop
 from capfinder.training.checkpoint import Checkpoints
 from capfinder.training.loop import DivergedError
-from capfinder.training.run import no_sums
+from capfinder.training.run import copied, no_sums
 from capfinder.training.schedules import (
     Plateau,
     PlateauState,
@@ -146,9 +147,47 @@ def test_callbacks_hear_of_every_step_and_every_epoch():
     assert set(rows[0]) == {
         *("epoch", "loss", "accuracy", "val_loss", "val_accuracy"),
         *("learning_rate", "seconds", "examples_per_second", "idle_share", "rollbacks"),
+        *("steps", "best_epoch", "best_val_loss"),
     }
     assert all(row["seconds"] > 0 and row["examples_per_second"] > 0 for row in rows)
     assert result.stopped == "max_epochs"
+
+
+def test_a_row_says_which_epoch_is_the_best_up_to_it_and_how_many_steps_were_taken(undisturbed):
+    _, result = undisturbed
+    assert [row["steps"] for row in result.history] == [3, 6, 9, 12]
+    for number, row in enumerate(result.history, 1):
+        losses = val_losses(result)[:number]
+        assert row["best_val_loss"] == min(losses)
+        assert row["best_epoch"] == losses.index(min(losses)) + 1
+    (tie,) = fit_losses([0.5, 0.5], 3).history[1:]
+    assert (tie["best_epoch"], tie["best_val_loss"]) == (1, tie["val_loss"])
+
+
+def test_a_training_begins_with_few_programs_whatever_shapes_its_weights_have():
+    class Odd(nn.Module):
+        @nn.compact
+        def __call__(self, signal, *, train):
+            x = signal[..., 0]
+            for units in (21, 22, 23, 24, 25, 26, 27):
+                x = nn.Dense(units)(x)
+            return nn.Dense(3)(x)
+
+    state = tiny_state(Odd())
+    with jax.log_compiles(), _compilations() as compiled:
+        run_fit(state, max_epochs=1)
+    # Of the state, of its variables, and of the rollback's random key.
+    assert len([name for name in compiled if "cop" in name]) <= 3, compiled
+
+
+def test_copies_have_buffers_of_their_own():
+    state = tiny_state()
+    copy = copied(state)
+    assert_same(copy, state)
+    for one, other in zip(jax.tree.leaves(copy), jax.tree.leaves(state), strict=True):
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()
 
 
 def test_the_caller_s_state_stays_usable():
@@ -328,10 +367,6 @@ def test_data_got_while_the_device_works_leave_it_busy(monkeypatch):
     clock, idle = Clock(), []
     monkeypatch.setattr(epoch_module, "time", clock)
 
-    def slow(resident, piece):
-        grown = jax.lax.fori_loop(0, 300, lambda _, x: jnp.cos(x @ x), jnp.ones((400, 400)))
-        return piece | {"signal": piece["signal"] + grown[0, 0] * 1e-9}
-
     class Ahead(Batches):
         materialise = staticmethod(slow)
 
@@ -342,6 +377,29 @@ def test_data_got_while_the_device_works_leave_it_busy(monkeypatch):
 
     (row,) = run_fit(train_batches=Ahead(4), max_epochs=1).history
     assert row["idle_share"] == sum(idle) / 4 < 1
+
+
+def slow(resident, piece):
+    grown = jax.lax.fori_loop(0, 100, lambda _, x: jnp.cos(x @ x), jnp.ones((400, 400)))
+    return piece | {"signal": piece["signal"] + grown[0, 0] * 1e-9}
+
+
+def test_no_more_than_two_calls_are_under_way(monkeypatch):
+    under_way, lost = [], []
+
+    class Watched(epoch_module.Calls):
+        def __call__(self, *arguments):
+            under_way.append(1 + sum(not one.is_ready() for one in lost))
+            result = super().__call__(*arguments)
+            lost.append(result[2])
+            return result
+
+    class Slow(Batches):
+        materialise = staticmethod(slow)
+
+    monkeypatch.setattr(loop, "Calls", Watched)
+    run_fit(train_batches=Slow(6), max_epochs=1)
+    assert len(under_way) == 6 and max(under_way) == epoch_module.CALLS_IN_FLIGHT == 2
 
 
 # Learning rates

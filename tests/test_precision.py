@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training
+from tiny_training import Batches, assert_same, run_fit, tiny_state
 
+from capfinder.training.checkpoint import Checkpoints
 from capfinder.training.precision import LARGEST_SCALE, LossScale, all_finite, policy
+from capfinder.training.schedules import make_schedule, optimizer
 
 
 @pytest.mark.parametrize(
@@ -104,3 +107,47 @@ def test_a_model_learns_in_every_precision(dtype, microbatch):
     assert result.best_val_loss < 1.0  # guessing one of three classes costs 1.1
     kinds = {leaf.dtype for leaf in jax.tree.leaves(result.state.params)}
     assert kinds == {chosen.param_dtype}
+
+
+@pytest.mark.parametrize("kind", ["constant", "cyclic_lr", "sgdr"])
+def test_float32_weights_in_x64_mode_stay_so_over_calls_and_a_resume(tmp_path, kind):
+    """As dtype=float64 with compute_dtype=float32 has it."""
+    params = {
+        "constant": {},
+        "cyclic_lr": {
+            **{"base_lr": 0.01, "max_lr": 0.1, "mode": "triangular"},
+            **{"step_size_factor": 1, "gamma": 1.0},
+        },
+        "sgdr": {
+            **{"min_lr": 0.01, "max_lr": 0.1, "lr_decay": 0.9},
+            **{"cycle_length": 2, "mult_factor": 1.0},
+        },
+    }[kind]
+    with jax.enable_x64(True):
+        chosen = policy("float64", "float32", "cpu")
+        schedule = make_schedule(kind, params, learning_rate=0.1, steps_per_epoch=6)
+
+        def train(max_epochs, checkpoints):
+            module = tiny_training.Tiny(dtype=chosen.compute_dtype)
+            return run_fit(
+                tiny_state(module, optimizer(schedule.learning_rate), chosen),
+                train_batches=Batches(6),
+                schedule=schedule,
+                max_epochs=max_epochs,
+                steps_per_call=3,
+                checkpoints=checkpoints,
+            )
+
+        whole = train(3, None)
+        with Checkpoints(tmp_path) as checkpoints:
+            train(2, checkpoints)
+        with Checkpoints(tmp_path) as checkpoints:
+            resumed = train(3, checkpoints)
+    assert_same(resumed.state.params, whole.state.params)
+    assert_same(resumed.state.opt_state, whole.state.opt_state)
+    floats = [
+        leaf.dtype
+        for leaf in jax.tree.leaves((whole.state.params, whole.state.opt_state))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    assert set(floats) == {jnp.dtype("float32")}

@@ -347,7 +347,15 @@ def test_input_that_is_none_is_said_in_one_line(run_dir, tmp_path):
     write(empty / "a.csv", ["x,0,y"])
     write(empty / "b.csv", [])
     line = failed(predict(run_dir, empty, tmp_path / "o"))
-    assert "of 1 rows no one can be used, first in a.csv at line 2, read_id 'x'" in line
+    assert "the only row can't be used, first in a.csv at line 2, read_id 'x'" in line
+    write(empty / "b.csv", ["z,0,y", "z,0,y"])
+    line = failed(predict(run_dir, empty, tmp_path / "o"))
+    assert "none of 3 rows can be used, first in a.csv at line 2, read_id 'x'" in line
+    for name in ("a.csv", "b.csv"):
+        write(empty / name, [])
+    line = failed(predict(run_dir, empty, tmp_path / "o"))
+    assert f"--caps_data_dir={empty}: its files hold no rows below their headers" in line
+    assert "Correct the files" not in line
     (empty / "b.csv").rename(empty / "b.csv.gz")
     assert "can't be decompressed" in failed(predict(run_dir, empty, tmp_path / "o"))
     line = failed(predict(run_dir, empty, tmp_path / "o", "--batch_size", 0))

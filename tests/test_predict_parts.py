@@ -85,6 +85,22 @@ def test_out_of_memory_names_the_batch_size_and_what_to_do(monkeypatch):
         scored(trained(small_model("cnn_lstm")), [signals], 2)
 
 
+def test_memory_that_the_reading_of_files_lacks_is_not_blamed_on_the_batch():
+    def parts():
+        yield np.zeros((3, SMALL_LENGTH), np.float16), 0
+        raise MemoryError("a block of the file")
+
+    given = inference.predict(trained(small_model("cnn_lstm")), parts(), batching(2))
+    with pytest.raises(MemoryError, match="a block of the file"):
+        list(given)
+
+
+def test_a_batch_that_no_memory_holds_is_blamed_on_its_size():
+    signals = np.zeros((3, SMALL_LENGTH), np.float16)
+    with pytest.raises(StageFailedError, match=r"Give a smaller number"):
+        scored(trained(small_model("cnn_lstm")), [signals], 2**50)
+
+
 def test_reads_on_which_the_model_overflows_become_rejects():
     block = Reads(
         file=0,

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from capfinder import files, run_record
+from capfinder import files, run_record, settings
 from capfinder.run_record import RunRecord
 
 
@@ -15,6 +15,17 @@ def test_a_run_that_waited_for_the_other_goes_on_with_its_results(tmp_path):
     assert not (tmp_path / "previous").exists()
     second.begin("other", dataset={"version": "1.1.0"})
     assert list((tmp_path / "previous").glob("*/run.json"))
+
+
+def test_settings_that_change_no_weights_leave_results_where_they_are():
+    def key(**runtime: object) -> str:
+        changes = {f"runtime_params.{name}": value for name, value in runtime.items()}
+        return run_record.results_key(
+            settings.checked(settings.default_config(), changes), "dataset"
+        )
+
+    assert key(steps_per_call=4) == key(mesh=2) == key()
+    assert key(microbatch=16) != key()
 
 
 def test_what_killed_writers_left_goes_and_what_live_ones_write_stays(tmp_path):

@@ -19,7 +19,9 @@ from tiny_training import (
     validation,
 )
 
-from capfinder.training.accumulate import over_parts
+from capfinder import settings
+from capfinder.errors import SettingsError
+from capfinder.training.accumulate import MIN_MICROBATCH, over_parts
 from capfinder.training.precision import LossScale, policy
 from capfinder.training.schedules import optimizer, with_learning_rate
 from capfinder.training.step import eval_step, new_state, predict_step, train_step
@@ -321,7 +323,9 @@ def test_a_part_that_holds_the_whole_batch_is_no_part(microbatch):
         (5, 1, [[0, 1, 2, 3], [4, 5, 6, 7]]),
         (4, 2, [[0, 1, 4, 5], [2, 3, 6, 7]]),
         (2, 2, [[0, 4], [1, 5], [2, 6], [3, 7]]),
-        (3, 2, [[0, 1, 2], [3, 4, 5], [6, 7]]),
+        (3, 2, [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        (6, 2, [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        (3, 4, [[0, 1, 2], [3, 4, 5], [6, 7]]),
     ],
 )
 def test_parts_take_their_rows_in_turn_and_equally_many_from_each_device(microbatch, shards, parts):
@@ -340,6 +344,80 @@ def test_parts_take_their_rows_in_turn_and_equally_many_from_each_device(microba
         expected[part] = jax.random.uniform(jax.random.fold_in(rng, number)) + 1
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
     assert int(stats) == len(parts)
+
+
+@pytest.mark.parametrize(
+    ("size", "microbatch", "shards", "smallest"),
+    [(9, 8, 1, 4), (65, 8, 1, 7), (57, 50, 1, 28), (57, 8, 3, 3), (63, 31, 3, 21), (65, 8, 4, 7)],
+)
+def test_no_part_is_much_smaller_than_another(size, microbatch, shards, smallest):
+    def size_of_part(part, batch_stats, key):
+        rows = len(part["row"])
+        return jnp.zeros(size, int).at[part["row"]].add(rows), (batch_stats, jnp.int32(0))
+
+    sizes, _ = over_parts(
+        size_of_part,
+        {"row": jnp.arange(size)},
+        0,
+        jax.random.key(0),
+        microbatch=microbatch,
+        shards=shards,
+    )
+    assert sizes.min() == smallest and sizes.max() <= microbatch
+    assert sizes.max() - sizes.min() in (0, 1, shards)
+
+
+@pytest.mark.parametrize("microbatch", [MIN_MICROBATCH, 16, 31])
+def test_every_part_of_an_lstm_s_batch_teaches_it_something(microbatch):
+    """Batch norm of a single row is 0, whatever the row: such a part has no gradient."""
+    module = LastStep()
+    state = tiny_state(module)
+    signal = np.random.default_rng(0).normal(size=(65, LENGTH, 1)).astype(np.float32)
+    cap_class = np.arange(65, dtype=np.int32) % CLASSES
+
+    def kernel_gradient(part, batch_stats, rng):
+        def loss(params):
+            logits, updated = module.apply(
+                {"params": params, "batch_stats": batch_stats},
+                part["signal"],
+                train=True,
+                mutable=["batch_stats"],
+            )
+            chosen = jnp.take_along_axis(logits, part["cap_class"][:, None], 1)
+            return (jax.nn.logsumexp(logits, axis=1) - chosen[:, 0]).sum(), updated["batch_stats"]
+
+        gradient, batch_stats = jax.grad(loss, has_aux=True)(state.params)
+        size = jnp.abs(gradient["Dense_0"]["kernel"]).max()
+        return jnp.where(size < 1e-6, 1, 0), (batch_stats, jnp.int32(0))
+
+    batch = {"signal": signal, "cap_class": cap_class}
+    silent, _ = over_parts(
+        kernel_gradient,
+        batch,
+        state.batch_stats,
+        jax.random.key(0),
+        microbatch=microbatch,
+        shards=1,
+    )
+    assert int(silent) == 0
+
+
+class LastStep(nn.Module):
+    """Batch norm over a batch of vectors, as behind an LSTM."""
+
+    @nn.compact
+    def __call__(self, signal, *, train):
+        x = nn.Dense(5)(signal[..., 0])
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(CLASSES)(x)
+
+
+@pytest.mark.parametrize("microbatch", [1, MIN_MICROBATCH - 1])
+def test_a_microbatch_too_small_for_batch_norm_is_refused(microbatch):
+    config = settings.default_config()
+    settings.checked(config, {"runtime_params.microbatch": MIN_MICROBATCH})
+    with pytest.raises(SettingsError, match=f"microbatch.*at least {MIN_MICROBATCH}"):
+        settings.checked(config, {"runtime_params.microbatch": microbatch})
 
 
 def test_batch_norm_takes_each_part_for_its_batch_in_turn():

@@ -1,4 +1,4 @@
-"""Dropout with random bits that cost a fifth of JAX's own, and are as exact in rate."""
+"""Dropout whose random bits cost a small part of what JAX's own do, and are as exact in rate."""
 
 import jax
 import jax.numpy as jnp

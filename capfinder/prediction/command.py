@@ -193,7 +193,11 @@ class _Rejects:
             self._first = f", first in {name} at line {line}, read_id {read_id!r}: {reason}"
 
     def nothing_usable(self) -> str:
-        return (
-            f"{self._paths[0].parent}: of {self._tally.rejects.total():,} rows no one can be used"
-            f"{self._first}. Correct the files."
-        )
+        directory, count = self._paths[0].parent, self._tally.rejects.total()
+        if not count:
+            return (
+                f"--caps_data_dir={directory}: its files hold no rows below their headers; choose "
+                "a directory of files with reads"
+            )
+        rows = "the only row can't" if count == 1 else f"none of {count:,} rows can"
+        return f"{directory}: {rows} be used{self._first}. Correct the files."

@@ -22,8 +22,9 @@ Split = loader.Split | loader.ShardedSplit
 DEVICE_SHARE = 0.3  # of the device's memory that training data may take
 HOST_BYTES_ON_CPU = 2 * 2**30  # the "device" of a CPU is the host's memory; more is streamed
 EXAMPLE_SIGNALS = 256
+CACHE_BYTES = 2**30  # of compiled programs on the disk; those not used for longest go first
 # The program that makes the weights runs once: compiling it for speed takes 4 s of a core more.
-QUICKLY_COMPILED = {"xla_backend_optimization_level": 0}
+QUICKLY_COMPILED: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def configure_jax(config: ConfigDict) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         chosen = str(Path(base) / "capfinder" / "xla")
     jax.config.update("jax_compilation_cache_dir", _writable(chosen) if chosen else None)
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small ones add up
 
 

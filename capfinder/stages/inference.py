@@ -3,6 +3,7 @@
 Every batch has the same shape, the last one filled up, so that a model is compiled once and a read
 gets the same numbers wherever it comes from."""
 
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -41,12 +42,14 @@ class Batching:
 
 
 def batching(batch_size: int | None, *, mesh: int | None) -> Batching:
-    """batch_size: None for this machine's; mesh: devices, of this process, None for all."""
-    available = len(jax.local_devices())
-    count = min(mesh or available, available)
+    """batch_size: None for this machine's.
+
+    mesh: runtime_params.mesh, of which this process's part is used; None: all of its devices. It
+    may be of a training on a larger machine."""
+    limit = None if mesh is None else min(mesh, jax.device_count())
     each = BATCH_SIZES.get(jax.default_backend(), BATCH_SIZES["gpu"])
-    size = batch_size or count * each
-    return Batching(size, devices.spread(size, limit=count, every_process=False) or ONE_DEVICE)
+    size = batch_size or devices.own_part(limit) * each
+    return Batching(size, devices.spread(size, limit=limit, every_process=False) or ONE_DEVICE)
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -58,6 +61,22 @@ def _logits(variables: dict[str, Any], signals: jax.Array, *, module: nn.Module)
     return logits
 
 
+@contextlib.contextmanager
+def _blamed_on(batch_size: int) -> Iterator[None]:
+    """Memory that runs out in here does so for the size of a batch.
+
+    Raises: StageFailedError."""
+    try:
+        yield
+    except memory.FAILURES as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        raise StageFailedError(
+            f"out of memory while scoring {batch_size:,} reads at once. Give a smaller number: "
+            "evaluate_params.batch_size, or --batch_size of `capfinder predict`."
+        ) from error
+
+
 def predict(
     model: TrainedModel, parts: Iterable[tuple[np.ndarray, Payload]], batching: Batching
 ) -> Iterator[tuple[np.ndarray, Payload]]:
@@ -65,7 +84,7 @@ def predict(
 
     Parts of any size, storage dtype. A part is asked for when there is room for it: what is held at
     a time is a few batches, and the parts that these belong to.
-    Raises: StageFailedError when memory runs out."""
+    Raises: StageFailedError when memory runs out for a batch; what `parts` raises."""
     waiting: deque[tuple[int, Payload]] = deque()  # parts whose reads aren't all scored yet
     in_flight: deque[tuple[jax.Array, int]] = deque()
     scored = [np.zeros((0, model.num_classes), np.float32)]  # in order, not yet given out
@@ -74,7 +93,8 @@ def predict(
     variables = placement.replicate(model.variables)
 
     def start(batch: np.ndarray, count: int) -> None:
-        with jax.default_matmul_precision("highest"):  # as exports are compared: else a GPU rounds
+        # "highest" as exports are compared: else a GPU rounds
+        with _blamed_on(batch_size), jax.default_matmul_precision("highest"):
             signals = placement.split(batch, axis=0)
             logits = _logits(variables, signals, module=model.module)
         in_flight.append((logits, count))
@@ -83,7 +103,8 @@ def predict(
         nonlocal ready
         while len(in_flight) > at_most:
             logits, count = in_flight.popleft()
-            scored.append(np.asarray(logits)[:count])
+            with _blamed_on(batch_size):
+                scored.append(np.asarray(logits)[:count])
             ready += count
 
     def finished() -> Iterator[tuple[np.ndarray, Payload]]:
@@ -96,30 +117,23 @@ def predict(
             yield logits[:count], payload
 
     batch = np.zeros((0, 0))
-    try:
-        for signals, payload in parts:
-            waiting.append((len(signals), payload))
-            at = 0
-            while at < len(signals):
-                if not filled:
-                    # New memory each time: the device may be reading the last one yet.
+    for signals, payload in parts:
+        waiting.append((len(signals), payload))
+        at = 0
+        while at < len(signals):
+            if not filled:
+                # New memory each time: the device may be reading the last one yet.
+                with _blamed_on(batch_size):
                     batch = np.zeros((batch_size, signals.shape[1]), signals.dtype)
-                count = min(batch_size - filled, len(signals) - at)
-                batch[filled : filled + count] = signals[at : at + count]
-                filled, at = filled + count, at + count
-                if filled == batch_size:
-                    start(batch, filled)
-                    filled = 0
-                    collect(at_most=IN_FLIGHT)
-            yield from finished()
-        if filled:
-            start(batch, filled)
-        collect(at_most=0)
+            count = min(batch_size - filled, len(signals) - at)
+            batch[filled : filled + count] = signals[at : at + count]
+            filled, at = filled + count, at + count
+            if filled == batch_size:
+                start(batch, filled)
+                filled = 0
+                collect(at_most=IN_FLIGHT)
         yield from finished()
-    except memory.FAILURES as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        raise StageFailedError(
-            f"out of memory while scoring {batch_size:,} reads at once. Give a smaller number: "
-            "evaluate_params.batch_size, or --batch_size of `capfinder predict`."
-        ) from error
+    if filled:
+        start(batch, filled)
+    collect(at_most=0)
+    yield from finished()

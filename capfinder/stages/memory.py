@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from capfinder.log import format_bytes
 from capfinder.stages import assembly
-from capfinder.training import schedules
+from capfinder.training import devices, schedules
+from capfinder.training.accumulate import MIN_MICROBATCH
 from capfinder.training.epoch import bytes_beyond_arguments
 from capfinder.training.step import train_step
 
@@ -31,13 +32,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or is_device
 
 
-def reason(error: BaseException, config: ConfigDict, hyperparameters: Any) -> str | None:
+def reason(
+    error: BaseException, config: ConfigDict, hyperparameters: Any, *, every_process: bool = True
+) -> str | None:
     """What to say, in a line, when a training of these hyperparameters ran out of memory; None for
-    any other error. Compiles the step twice, to find the batch size that would fit."""
+    any other error. Compiles the step twice, to find the batch size that would fit.
+
+    every_process: whether all that there are share a batch, as in `devices.spread`."""
     if not is_out_of_memory(error):
         return None
     batch_size, microbatch = config.shared_params.batch_size, config.runtime_params.microbatch
-    rows = min(batch_size, microbatch or batch_size)
     available = available_bytes()
     try:
         growth = step_growth(config, hyperparameters)
@@ -48,21 +52,40 @@ def reason(error: BaseException, config: ConfigDict, hyperparameters: Any) -> st
             f"out of memory; lower runtime_params.microbatch ({microbatch} now) or "
             f"shared_params.batch_size ({batch_size} now)"
         )
-    needed = f"a step of {rows:,} reads needs about {format_bytes(growth.bytes(rows))}, "
-    needed += f"{format_bytes(available)} can be had"
-    limit = USABLE * available
-    fitting = rounded_down(min(growth.rows(limit), rows // 2))
+    sharing = devices.sharing(
+        batch_size, limit=config.runtime_params.mesh, every_process=every_process
+    )
+    if sharing[0].platform == "cpu":  # those of a process have the host's memory in common
+        available //= sum(device.process_index == jax.process_index() for device in sharing)
+    return _advice(growth, available, batch_size, microbatch, len(sharing))
+
+
+def _advice(
+    growth: "Growth", available: int, batch_size: int, microbatch: int | None, shards: int
+) -> str:
+    """available: bytes of each of the `shards` devices that a batch is divided among."""
+    reads, limit = min(batch_size, microbatch or batch_size), USABLE * available
+    rows = -(-reads // shards)  # on each device
+    whole_batch = BATCH_COPIES * -(-batch_size // shards) * growth.signal_bytes
+    needed = growth.bytes(rows) + (whole_batch if reads < batch_size else 0)
+    figures = (
+        f"a step of {reads:,} reads needs about {format_bytes(needed)}"
+        f"{'' if shards == 1 else f' on each of {shards} devices'}, {format_bytes(available)} can "
+        "be had"
+    )
+    fitting = shards * rounded_down(min(growth.rows(limit), rows // 2))
     if fitting < 1:
-        return f"out of memory: {needed}; choose a smaller model (model_params)"
+        return f"out of memory: {figures}; choose a smaller model (model_params)"
     advice = f"--config.shared_params.batch_size={fitting}"
-    whole_batch = BATCH_COPIES * batch_size * growth.signal_bytes
-    part = rounded_down(min(growth.rows(limit - whole_batch), rows // 2))
-    if part >= 1:
+    part = shards * rounded_down(min(growth.rows(limit - whole_batch), rows // 2))
+    if part >= MIN_MICROBATCH:
         advice = (
             f"--config.runtime_params.microbatch={part} (the same result but for batch norm and "
             f"dropout's draws) or {advice}"
         )
-    return f"out of memory: {needed}. It would fit with {advice}"
+    if needed <= available:
+        return f"out of memory: more was needed than foretold ({figures}). Try half: {advice}"
+    return f"out of memory: {figures}. It would fit with {advice}"
 
 
 @dataclass(frozen=True)

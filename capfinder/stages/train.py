@@ -14,6 +14,7 @@ from capfinder.data.versions import Dataset, open_dataset
 from capfinder.errors import InputError, SettingsError, StageFailedError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
+from capfinder.models import lstm
 from capfinder.stages import assembly, memory
 from capfinder.stages.assembly import TrainedModel
 from capfinder.tracking import Tracker
@@ -118,19 +119,27 @@ class Training:
             seed=config.tune_params.seed,
         )
         state = train_batches.placement.replicate(state)
-        self._tell_others(train_batches.residency)
+        residency = train_batches.residency
+        self._tell_others(residency)
         steps_per_call = epoch.steps_per_call(
             config.runtime_params.steps_per_call, train_batches.steps_per_epoch
         )
         max_epochs = config.train_params.max_epochs_final_model
         total = max_epochs * train_batches.steps_per_epoch
+        minutes = config.train_params.checkpoint_minutes
+        about = self.about | {"computed_with": _computed_with(steps_per_call)}
         with (
-            Checkpoints(
-                self.directory, minutes=config.train_params.checkpoint_minutes, about=self.about
-            ) as checkpoints,
+            Checkpoints(self.directory, minutes=minutes, about=about) as checkpoints,
             log.progress("Training", total=total, unit="steps") as bar,
         ):
-            reporter = _Reporter(bar, tracker, max_epochs, steps_per_call, checkpoints.read_meta())
+            advice = _advice(
+                residency,
+                chosen=config.runtime_params.data_residency == "auto",
+                platform=jax.default_backend(),
+                steps_per_call=steps_per_call,
+                steps_per_epoch=train_batches.steps_per_epoch,
+            )
+            reporter = _Reporter(bar, tracker, max_epochs, steps_per_call, advice)
             return loop.fit(
                 state,
                 train_batches=train_batches,
@@ -222,6 +231,33 @@ def _what_matters(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def _computed_with(steps_per_call: int) -> dict[str, Any]:
+    """What follows from the platform, and changes the weights by no more than rounding."""
+    platform = jax.default_backend()
+    form = lstm.FORMS.get(platform, lstm.FORMS["gpu"])
+    return {
+        "platform": platform,
+        "lstm": dataclasses.asdict(form),
+        "steps_per_call": steps_per_call,
+    }
+
+
+def _advice(
+    residency: str, *, chosen: bool, platform: str, steps_per_call: int, steps_per_epoch: int
+) -> str | None:
+    """What makes the device wait less for its data; None when no setting does.
+
+    chosen: the residency is what "auto" came to, so that more wouldn't fit on the device."""
+    if residency == "stream":
+        return "runtime_params.data_residency=auto reads them from the shards only once"
+    if residency == "host":
+        on_device = "runtime_params.data_residency=auto holds them on the device if they fit"
+        return None if chosen else on_device
+    if platform == "cpu" or steps_per_call == steps_per_epoch:  # more a call are slower on a CPU
+        return None
+    return f"a larger runtime_params.steps_per_call ({steps_per_call} now) asks for them less often"
+
+
 class _Reporter:
     """Moves the bar, writes each epoch's line, and sends its figures to the tracker."""
 
@@ -231,22 +267,24 @@ class _Reporter:
         tracker: Tracker,
         max_epochs: int,
         steps_per_call: int,
-        resumed: dict[str, Any] | None,
+        advice: str | None,
     ) -> None:
         self._bar, self._tracker, self._max_epochs = bar, tracker, max_epochs
         self._steps_per_call = steps_per_call
-        self._best = float("inf") if resumed is None else resumed["best_val_loss"]
-        self._has_begun = self._has_advised = False
+        self._advice = advice  # for a device that waits for its data; given once
+        self._has_begun = False
 
     def on_step(self, step: int) -> None:
-        if not self._has_begun:
-            self._bar.begin_at(max(0, step - self._steps_per_call))
-            self._has_begun = True
+        self._begin_at(step - self._steps_per_call)
         self._bar.advance(step - self._bar.done)  # back after a rollback
 
+    def _begin_at(self, step: int) -> None:
+        if not self._has_begun:
+            self._bar.begin_at(max(0, step))
+            self._has_begun = True
+
     def on_epoch(self, row: dict[str, Any]) -> None:
-        is_best = row["val_loss"] < self._best
-        self._best = min(self._best, row["val_loss"])
+        self._begin_at(row["steps"])  # resumed within a validation: no step came before
         is_idle = row["idle_share"] > IDLE_SHARE
         logger.info(
             "epoch %d/%d  loss %.4f  accuracy %.1f%%  val_loss %.4f  val_accuracy %.1f%%  "
@@ -260,16 +298,11 @@ class _Reporter:
             row["learning_rate"],
             row["seconds"],
             f"  device idle up to {row['idle_share']:.0%}" if is_idle else "",
-            "  best" if is_best else "",
+            "  best" if row["best_epoch"] == row["epoch"] else "",
         )
-        if is_idle and row["seconds"] > IDLE_SECONDS and not self._has_advised:
-            self._has_advised = True
-            logger.info(
-                "The device waits for its data: a larger runtime_params.steps_per_call (%d now) "
-                "asks for them less often, runtime_params.data_residency=device holds them on the "
-                "device",
-                self._steps_per_call,
-            )
-        self._bar.note(f"best val_loss {self._best:.4f}")
-        figures = {name: value for name, value in row.items() if name != "epoch"}
-        self._tracker.log_metrics(figures, step=self._bar.done, epoch=row["epoch"])
+        if is_idle and row["seconds"] > IDLE_SECONDS and self._advice is not None:
+            logger.info("The device waits for its data: %s", self._advice)
+            self._advice = None
+        self._bar.note(f"best val_loss {row['best_val_loss']:.4f}")
+        figures = {name: value for name, value in row.items() if name not in ("epoch", "steps")}
+        self._tracker.log_metrics(figures, step=row["steps"], epoch=row["epoch"])

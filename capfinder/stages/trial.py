@@ -119,6 +119,9 @@ class Trainer:
             interrupted=lambda: self.interrupt.requested,
             on_step=lambda step: self.bar.advance(before + step - self.bar.done),
             on_epoch=on_epoch,
+            steps_per_call=config.runtime_params.steps_per_call,
+            microbatch=config.runtime_params.microbatch,
+            available_bytes=memory.available_bytes,
         )
         if self.interrupt.requested:
             return None
@@ -140,8 +143,10 @@ class Trainer:
 
     def _reason(self, error: BaseException) -> str | None:
         """Why the trial failed, in a line; None for an error that isn't the trial's own."""
-        if self.drawn is not None and (reason := memory.reason(error, self.config, self.drawn)):
-            return reason
+        if self.drawn is not None:
+            reason = memory.reason(error, self.config, self.drawn, every_process=False)
+            if reason is not None:
+                return reason
         return None if isinstance(error, jax.errors.JaxRuntimeError) else str(error)
 
 

@@ -148,6 +148,7 @@ def _fingerprint(config: ConfigDict, dataset: Dataset) -> str:
             "target_length": shared.target_length,
             "batch_size": shared.batch_size,
             "dtype": [shared.dtype, config.runtime_params.compute_dtype],
+            "microbatch": config.runtime_params.microbatch,
             "use_augmentation": shared.use_augmentation,
             "model_params": config.model_params.to_dict(),
             "search_params": config.search_params.to_dict(),

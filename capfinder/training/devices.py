@@ -72,11 +72,43 @@ def spread(batch_size: int, *, limit: int | None, every_process: bool) -> Spread
     this one. As many are taken as divide the batch, equally many of each process.
     Raises: SettingsError when there are fewer than `limit`, or the processes can't share a batch.
     """
+    devices, most = _sharing(batch_size, limit, every_process)
+    if len(devices) < most:
+        logger.warning(
+            "%d of %d devices are used: more can't share batches of %d reads evenly",
+            len(devices),
+            most,
+            batch_size,
+        )
+    if len(devices) == 1:
+        return None  # the default device
+    share = batch_size // len(devices)
+    logger.info("Each of %d devices takes %d reads of a batch", len(devices), share)
+    processes = tuple(sorted({device.process_index for device in devices}))
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return Spread(mesh, processes)
+
+
+def sharing(batch_size: int, *, limit: int | None, every_process: bool) -> list[jax.Device]:
+    """The devices that `spread` takes, without a word about it."""
+    return _sharing(batch_size, limit, every_process)[0]
+
+
+def own_part(limit: int | None) -> int:
+    """How many of this process's devices are among `limit` of all processes'; None: all of them."""
+    own = len(jax.local_devices())
+    return own if limit is None else max(1, min(own, limit // jax.process_count()))
+
+
+def _sharing(
+    batch_size: int, limit: int | None, every_process: bool
+) -> tuple[list[jax.Device], int]:
+    """The devices, process by process, and how many there were to take."""
     available = jax.devices() if every_process else jax.local_devices()
     if limit is not None and limit > jax.device_count():
         raise SettingsError(f"runtime_params.mesh={limit}: there are {jax.device_count()} devices")
     if limit is not None and not every_process:
-        limit = max(1, limit // jax.process_count())  # this one's part
+        limit = own_part(limit)
     processes = tuple(sorted({device.process_index for device in available}))
     own = [[d for d in available if d.process_index == process] for process in processes]
     if batch_size % len(processes):
@@ -94,16 +126,4 @@ def spread(batch_size: int, *, limit: int | None, every_process: bool) -> Spread
         for each in range(1, most // len(processes) + 1)
         if batch_size // len(processes) % each == 0
     )
-    devices = np.array([device for part in own for device in part[:each]])
-    if len(devices) < most:
-        logger.warning(
-            "%d of %d devices are used: more can't share batches of %d reads evenly",
-            len(devices),
-            most,
-            batch_size,
-        )
-    if len(devices) == 1:
-        return None  # the default device
-    share = batch_size // len(devices)
-    logger.info("Each of %d devices takes %d reads of a batch", len(devices), share)
-    return Spread(Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,)), processes)
+    return [device for part in own for device in part[:each]], most

@@ -17,8 +17,9 @@ from capfinder.training.step import Batch, Sums, TrainState, train_step
 # body of a loop with less parallelism. Measured there; not measured on the others.
 STEPS_PER_CALL = {"cpu": 1, "gpu": 16, "tpu": 16}
 
-# Calls handed over ahead of their results: one that runs and one that waits keep the device busy;
-# with more an interrupt would wait longer, and batches pile up.
+# Calls handed over ahead of their results: one that runs and one that waits keep the device busy,
+# as the host prepares the next one's data meanwhile. With more an interrupt would wait longer, and
+# batches pile up.
 CALLS_IN_FLIGHT = 2
 
 Piece = Any  # PyTree of arrays whose leading axis is steps
@@ -169,11 +170,11 @@ def train_epoch(
         piece, count = item
         if not in_flight or in_flight[-1].is_ready():  # type: ignore[attr-defined]
             run.idle_seconds += time.monotonic() - asked
+        if len(in_flight) == CALLS_IN_FLIGHT and in_flight.popleft():  # waits for it
+            checked_sums(run)  # names the step
         state, sums, is_lost = calls(*run.live[:2], piece)
         run.live = (state, sums, run.steps_in_epoch + count)
         in_flight.append(is_lost)
-        if len(in_flight) > CALLS_IN_FLIGHT and in_flight.popleft():
-            checked_sums(run)  # names the step
         run.seconds = time.monotonic() - started
         on_step(steps_before + run.steps_in_epoch)
         if run.steps_in_epoch < steps_per_epoch:

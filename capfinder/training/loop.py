@@ -77,7 +77,8 @@ def fit(
     (1-based), loss, accuracy, val_loss, val_accuracy, learning_rate (of the epoch's last step),
     seconds, examples_per_second (of the training steps), idle_share (at most this share of their
     time the device waited for data: all the time it took to get a call's data is counted when
-    the steps before were done by then), rollbacks (up to here).
+    the steps before were done by then), rollbacks, steps, best_epoch and best_val_loss (up to here,
+    of earlier runs too).
 
     steps_per_call, microbatch, available_bytes: see `epoch.Calls`. The weights are the same for
     any steps_per_call, up to how XLA rounds within and outside of a loop.
@@ -143,17 +144,22 @@ def _finish(run: Run, batches: Iterable[Batch], give_up: Callable[[], bool]) -> 
         return None
     if not math.isfinite(validated["loss"]):
         raise DivergedError(f"in the validation of epoch {len(run.history) + 1}")
+    epoch, val_loss = len(run.history) + 1, validated["loss"]
+    is_best = val_loss < run.best_val_loss
     return {
-        "epoch": len(run.history) + 1,
+        "epoch": epoch,
         "loss": float(trained["loss"] / trained["count"]),
         "accuracy": float(trained["correct"] / trained["count"]),
-        "val_loss": validated["loss"],
+        "val_loss": val_loss,
         "val_accuracy": validated["accuracy"],
         "learning_rate": float(run.state.learning_rate),
         "seconds": run.seconds + time.monotonic() - started,
         "examples_per_second": float(trained["count"]) / max(run.seconds, 1e-9),
         "idle_share": run.idle_seconds / max(run.seconds, 1e-9),
         "rollbacks": run.rollbacks,
+        "steps": len(run.history) * run.steps_per_epoch + run.steps_in_epoch,
+        "best_epoch": epoch if is_best else run.best_epoch,
+        "best_val_loss": val_loss if is_best else run.best_val_loss,
     }
 
 
@@ -167,10 +173,10 @@ def evaluate(
     for batch in batches:
         if give_up():
             return None
+        if len(in_flight) == CALLS_IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
         sums = add(state, sums, batch)
         in_flight.append(sums["count"])
-        if len(in_flight) > CALLS_IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
     fetched = jax.device_get(sums)
     if not fetched["count"]:
         raise ValueError("no rows to evaluate")
@@ -192,7 +198,7 @@ def _close_epoch(run: Run, row: Row, schedule: Schedule, checkpoints: Checkpoint
     if run.good is not None:
         run.good = on_host(state)
     run.live, run.seconds, run.idle_seconds = (state, no_sums(state), 0), 0.0, 0.0
-    if row["val_loss"] < run.best_val_loss:
+    if row["best_epoch"] == row["epoch"]:
         _take_as_best(run, row, checkpoints)
     else:
         run.history.append(row)

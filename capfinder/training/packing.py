@@ -15,9 +15,9 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _raw(tree: Any) -> list[jax.Array]:
-    """The leaves, JAX's typed random keys as the numbers they hold."""
-    leaves = (jnp.asarray(leaf) for leaf in jax.tree.leaves(tree))
+def _raw(tree: Any) -> list[Any]:
+    """The leaves where they lie, JAX's typed random keys as the numbers they hold."""
+    leaves = jax.tree.leaves(tree)
     return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
 
 

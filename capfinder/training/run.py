@@ -73,9 +73,12 @@ def no_sums(state: TrainState) -> Sums:
     """Sums over no step: loss, correct, count, and diverged_at, the step (0: none) that was first
     to lose the loss."""
     loss_dtype = jax.tree.leaves(state.params)[0].dtype
+    dtypes = dict.fromkeys(("correct", "count", "diverged_at"), state.step.dtype)
     # Where the state lies: on the devices of a mesh, another place would be another program.
-    zeros = {name: jnp.zeros_like(state.step) for name in ("correct", "count", "diverged_at")}
-    return {"loss": jnp.zeros_like(state.step, loss_dtype), **zeros}
+    return {
+        name: put_like(np.zeros((), dtype), state.step)
+        for name, dtype in {"loss": loss_dtype, **dtypes}.items()
+    }
 
 
 def checked_sums(run: Run) -> dict[str, Any]:
@@ -133,7 +136,18 @@ def on_host(state: TrainState) -> TrainState:
 
 def from_host(state: TrainState, like: TrainState) -> TrainState:
     """A copy of the state where `like` lies; it may be donated."""
-    return jax.tree.map(lambda leaf, place: jnp.copy(put_like(leaf, place)), state, like)
+    return copied(jax.tree.map(put_like, state, like))
+
+
+def copied(tree: Any) -> Any:
+    """The tree in buffers of its own, which may be donated."""
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, _copies(leaves))
+
+
+@jax.jit  # one program, where copies one by one would be one for each shape
+def _copies(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.copy(leaf) for leaf in leaves]
 
 
 def resumed(
@@ -145,7 +159,7 @@ def resumed(
 ) -> Run:
     """A run at its beginning, or where its latest checkpoint stands."""
     # A copy: the steps donate their state, and the caller's stays the caller's.
-    run = Run((jax.tree.map(jnp.copy, state), no_sums(state), 0), steps_per_epoch)
+    run = Run((copied(state), no_sums(state), 0), steps_per_epoch)
     if may_roll_back or checkpoints is not None:  # which a rerun may take up that may roll back
         run.good = on_host(state)
     if checkpoints is None:
@@ -178,7 +192,7 @@ def resumed(
 
 def save_best(run: Run, checkpoints: Checkpoints | None) -> None:
     """Takes the weights at hand, which are those of `run.best_epoch`, as the best."""
-    run.best = jax.tree.map(jnp.copy, run.state.variables)  # the originals will be donated
+    run.best = copied(run.state.variables)  # the originals will be donated
     if checkpoints is not None:
         meta = {"best_val_loss": run.best_val_loss, "history": list(run.history)}
         checkpoints.save_best(run.best_epoch, run.best, meta)

@@ -199,11 +199,27 @@ def _held() -> optax.GradientTransformationExtraArgs:
 
 
 def _adam(learning_rate: float | optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    inject = optax.inject_hyperparams(optax.adam, static_args=("b1", "b2", "eps_root", "mu_dtype"))
+
     def epsilon(step: jax.Array) -> jax.Array:
         return ADAM_EPSILON / jnp.sqrt(1 - ADAM_BETA2 ** (step + 1))
 
-    adam = optax.inject_hyperparams(optax.adam, static_args=("b1", "b2", "eps_root", "mu_dtype"))
-    return adam(learning_rate=learning_rate, b1=ADAM_BETA1, b2=ADAM_BETA2, eps=epsilon)
+    def adam(params: Any) -> optax.GradientTransformationExtraArgs:
+        # What follows from the step is float64 in x64 mode, whatever the parameters are.
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+
+        def cast(schedule: optax.Schedule) -> optax.Schedule:
+            return lambda step: jnp.asarray(schedule(step), dtype)
+
+        rate = cast(learning_rate) if callable(learning_rate) else learning_rate
+        return inject(learning_rate=rate, b1=ADAM_BETA1, b2=ADAM_BETA2, eps=cast(epsilon))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, optax.OptState]:
+        return adam(updates if params is None else params).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: adam(params).init(params), update)
 
 
 def learning_rate_of(opt_state: Any) -> jax.Array:
