@@ -35,9 +35,9 @@ MACHINE = {"proc/meminfo": f"MemTotal: {2**26} kB\nMemFree: 1 kB\nMemAvailable: 
 
 
 def group(path: str, limit: str, usage: int, names: tuple[str, str], prefix: str = "") -> dict:
-    stat = (
-        f"{prefix}active_file {GIB}\n{prefix}inactive_file {GIB}\n{prefix}anon 5\nactive_file 7\n"
-    )
+    stat = f"{prefix}active_file {GIB}\n{prefix}inactive_file {GIB}\n{prefix}anon 5\n"
+    if prefix:
+        stat += "active_file 7\n"  # of the group alone, without those in it
     return {
         f"{path}/{names[0]}": limit,
         f"{path}/{names[1]}": str(usage),
@@ -201,9 +201,7 @@ def test_a_microbatch_that_the_settings_refuse_is_not_advised(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: GIB)
 
     def advised(microbatch: int) -> list[str]:
-        config = configured(
-            shared_params__batch_size=4096, runtime_params__microbatch=microbatch
-        )
+        config = configured(shared_params__batch_size=4096, runtime_params__microbatch=microbatch)
         return re.findall(r"--config\S+", memory.reason(MemoryError(), config, HYPERPARAMETERS))
 
     least = MIN_MICROBATCH
@@ -211,19 +209,15 @@ def test_a_microbatch_that_the_settings_refuse_is_not_advised(monkeypatch):
     assert advised(2 * least - 1) == [f"--config.shared_params.batch_size={least - 1}"]
 
 
-def test_a_batch_that_devices_share_is_foretold_and_divided_for_each(monkeypatch):
-    config = configured(shared_params__batch_size=4096)
-    growth = memory.step_growth(config, HYPERPARAMETERS)
-    whole_batch = memory.BATCH_COPIES * 512 * growth.signal_bytes
-    available = int((growth.bytes(80) + whole_batch) / memory.USABLE) + 10
+def test_a_batch_that_devices_share_is_foretold_and_divided_for_each():
+    growth = memory.Growth(fixed=1000, per_read=1000, signal_bytes=100)
+    # 80 reads and, three times, all of the device's 512; or 233 reads: rounded down, 224
+    available = int((1000 + 80 * 1000 + 3 * 512 * 100) / memory.USABLE) + 10
     text = memory._advice(growth, available, 4096, None, 8)
-    assert f"needs about {format_bytes(growth.bytes(512))} on each of 8 devices" in text
-    assert "microbatch=640 " in text and text.endswith("batch_size=768")
-    fits = memory._advice(growth, int(growth.bytes(512)) + 1, 4096, None, 8)
-    assert "more was needed than foretold" in fits
-    assert "more was needed" not in memory._advice(
-        growth, int(growth.bytes(512)) + 1, 4096, None, 1
-    )
+    assert f"needs about {format_bytes(513_000)} on each of 8 devices" in text
+    assert f"microbatch={8 * 80} " in text and text.endswith(f"batch_size={8 * 224}")
+    assert "more was needed than foretold" in memory._advice(growth, 514_000, 4096, None, 8)
+    assert "more was needed" not in memory._advice(growth, 514_000, 4096, None, 1)
 
 
 def test_a_model_too_large_for_one_read_is_named_as_the_trouble(monkeypatch):

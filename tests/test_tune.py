@@ -1,6 +1,7 @@
 """Tuning with real, tiny trainings: what is searched, resumed, interrupted, failed and kept."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from capfinder import files, models, settings
+from capfinder import files, log, models, settings
 from capfinder.data.versions import Dataset
 from capfinder.errors import SettingsError, StageFailedError, StoppedError
 from capfinder.interrupts import Interrupt
-from capfinder.stages import assembly, trial, tune
+from capfinder.stages import assembly, memory, trial, tune
 from capfinder.stages.tune import TuneResult
 from capfinder.tracking import Tracker
 
@@ -264,7 +265,54 @@ def test_a_trial_that_runs_out_of_memory_fails_alone(tmp_path, dataset, monkeypa
     assert states == ["complete", "fail", "fail", "complete", "complete"]
     for row in result.trials[1:3]:
         assert "out of memory" in row["reason"]
-        assert "shared_params.batch_size=16" in row["reason"]
+        assert "more was needed than foretold" in row["reason"]
+        assert "Try half: --config.runtime_params.microbatch=16" in row["reason"]
+        assert row["reason"].endswith("shared_params.batch_size=16")
+
+
+def test_a_trial_that_needs_more_than_there_is_fails_before_its_first_step(
+    tmp_path, dataset, monkeypatch
+):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 200_000)
+    units = {"layers": {"choices": (1,)}, "units": {"choices": (8, 512)}}
+    recorder = Recorder()
+    result = run(make_config(tmp_path, search_params=units), dataset, recorder)
+    ends = {(row["params"]["units_0"], row["state"]) for row in result.trials}
+    assert ends == {(8, "complete"), (512, "fail")}
+    begun = {prefix for prefix, _, _ in recorder.metrics}
+    for row in result.trials:
+        if row["state"] == "fail":
+            assert "out of memory: a step of 32 reads needs about" in row["reason"]
+            assert "200.0 kB can be had" in row["reason"]
+            assert f"trial_{row['number']}" not in begun
+
+
+def test_trials_take_their_steps_as_the_final_training_does(tmp_path, dataset, caplog, monkeypatch):
+    def taken(name: str, **runtime: int) -> tuple[set[int], list[float]]:
+        caplog.clear()
+        config, recorder = make_config(tmp_path / name, max_trials=1, max_epochs_hpt=1), Recorder()
+        config.runtime_params.update(runtime)
+        run(config, dataset, recorder)
+        steps = {int(step) for step in re.findall(r"Tuning: (\d+) of", caplog.text)}
+        return steps, [figures["loss"] for prefix, _, figures in recorder.metrics if prefix]
+
+    monkeypatch.setattr(log, "PLAIN_LINE_SECONDS", 0.0)  # each step of a bar is a line
+    caplog.set_level("INFO", "capfinder")
+    steps, losses = taken("alone")
+    in_twos, same = taken("in twos", steps_per_call=2)
+    assert {1, 2, 3} <= steps and {2, 3} <= in_twos and 1 not in in_twos
+    assert same == pytest.approx(losses, rel=1e-4)
+    _, in_parts = taken("in parts", microbatch=8)  # other draws of dropout
+    assert in_parts != pytest.approx(losses, rel=1e-4)
+    assert in_parts == pytest.approx(losses, rel=0.3)
+
+
+def test_a_study_is_one_of_its_microbatch(dataset, undisturbed):
+    config = make_config(undisturbed.directory.parent.parent)
+    config.runtime_params.steps_per_call = 2
+    assert tune.best(config, dataset=dataset) == undisturbed
+    config.runtime_params.microbatch = 8
+    assert tune.best(config, dataset=dataset) is None
 
 
 def test_max_trials_failures_end_the_stage_with_advice(tmp_path):

@@ -49,7 +49,7 @@ def configure_jax(config: ConfigDict) -> None:
     chosen = config.runtime_params.compilation_cache_dir
     if chosen is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        chosen = str(Path(base) / "capfinder" / "xla")
+        chosen = str(Path(base) / "capfinder" / "programs")
     jax.config.update("jax_compilation_cache_dir", _writable(chosen) if chosen else None)
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small ones add up

@@ -234,12 +234,8 @@ def _what_matters(config: ConfigDict) -> dict[str, Any]:
 def _computed_with(steps_per_call: int) -> dict[str, Any]:
     """What follows from the platform, and changes the weights by no more than rounding."""
     platform = jax.default_backend()
-    form = lstm.FORMS.get(platform, lstm.FORMS["gpu"])
-    return {
-        "platform": platform,
-        "lstm": dataclasses.asdict(form),
-        "steps_per_call": steps_per_call,
-    }
+    form = dataclasses.asdict(lstm.FORMS.get(platform, lstm.FORMS["gpu"]))
+    return {"platform": platform, "lstm": form, "steps_per_call": steps_per_call}
 
 
 def _advice(
