@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from capfinder.stages import inference
 from capfinder.training import devices
 
 TESTS = Path(__file__).parent
@@ -81,6 +83,74 @@ def test_as_many_devices_of_the_mesh_are_used_as_share_a_batch_evenly(on_eight):
 
 def test_more_devices_than_there_are_can_t_be_asked_for(on_eight):
     assert on_eight["too_many"] == "runtime_params.mesh=9: there are 8 devices"
+
+
+OF_TWO = """
+import json, sys
+
+import jax
+
+from capfinder import models, settings
+from capfinder.stages import inference, memory
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+models.ARCHITECTURES["cnn_lstm"] = "tiny_architecture"
+scoring = {}
+for mesh in (None, 8, 4, 2, 1, 99):
+    batching = inference.batching(None, mesh=mesh)
+    scoring[str(mesh)] = [batching.placement.num_devices, batching.batch_size]
+memory.available_bytes = lambda: 4 * 10**6  # of the host, for the four devices here
+texts = []
+for every_process, limit in ((True, None), (False, None), (True, 2)):
+    changes = {"shared_params.target_length": 32, "shared_params.num_classes": 3,
+               "shared_params.batch_size": 65536, "runtime_params.mesh": limit}
+    config = settings.checked(settings.default_config(), changes)
+    hyperparameters = models.parse_hyperparameters("cnn_lstm", {"units": (64,)})
+    texts.append(memory.reason(MemoryError(), config, hyperparameters, every_process=every_process))
+print(json.dumps([scoring, texts]))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_two_processes() -> list[Any]:
+    """What each of two processes of four devices prints, which both take part of a mesh."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", OF_TWO, address, str(number)],
+            env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=100) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], ended
+    return [json.loads(shown.splitlines()[-1]) for shown, _ in ended]
+
+
+def test_each_process_scores_on_its_part_of_the_mesh(on_two_processes):
+    for scoring, _ in on_two_processes:
+        devices_of = {mesh: count for mesh, (count, _) in scoring.items()}
+        assert devices_of == {"None": 4, "8": 4, "4": 2, "2": 1, "1": 1, "99": 4}
+        each = {size / count for count, size in scoring.values()}
+        assert each == {inference.BATCH_SIZES["cpu"]}
+
+
+def test_advice_on_memory_counts_the_devices_that_share_a_batch(on_two_processes):
+    for _, (of_all, of_own, of_two) in on_two_processes:
+        assert "on each of 8 devices, 1.0 MB can be had" in of_all
+        assert "on each of 4 devices, 1.0 MB can be had" in of_own
+        assert "on each of 2 devices, 4.0 MB can be had" in of_two
 
 
 def test_a_single_device_is_left_as_it_is():

@@ -1071,6 +1071,10 @@ SHOWN_BY: dict[str, dict[str, tuple[str, ...]]] = {
             "tune_params.max_epochs_hpt",
         ),
         "test_overwrite_starts_anew_every_time": ("tune_params.overwrite",),
+        "test_trials_take_their_steps_as_the_final_training_does": (
+            "runtime_params.steps_per_call",
+            "runtime_params.microbatch",
+        ),
         "test_no_time_means_no_trial": ("tune_params.timeout_minutes",),
         "test_no_trials_asked_for_means_model_params_and_no_study": ("model_params",),
         "test_search_params_change_what_is_drawn_and_model_params_outside_are_no_trial": (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from capfinder import log
-from capfinder.stages import train
+from capfinder.stages import progress
 from capfinder.tracking import Tracker
 
 
@@ -38,7 +38,7 @@ def reported(caplog):
     def report(*rows, advice=None):
         recorder = Recorder()
         with log.progress("Training", total=100, unit="steps") as bar:
-            reporter = train._Reporter(bar, recorder, 10, 4, advice)
+            reporter = progress.Reporter(bar, recorder, 10, 4, advice)
             for one in rows:
                 reporter.on_epoch(one)
             begun = (bar.done, bar._begun_at, bar.text)
@@ -83,7 +83,7 @@ def test_advice_comes_once_and_only_where_the_device_waits(reported):
     ],
 )
 def test_advice_names_what_can_help(residency, chosen, platform, per_call, expected):
-    advice = train._advice(
+    advice = progress.advice(
         residency,
         chosen=chosen,
         platform=platform,
