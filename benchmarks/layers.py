@@ -93,7 +93,7 @@ def _dropout(x: jax.Array, module: Any) -> jax.Array:
 
 def cases(batch: int) -> Iterator[tuple[str, list[tuple[int, ...]], dict[str, Function]]]:
     """Layer, shapes of its inputs, forms; the first form is the models' own on this platform."""
-    own = lstm.FORMS.get(jax.default_backend(), lstm.FORMS["gpu"])  # as lstm.Lstm chooses
+    own = lstm.own_form()
     others = (lstm.Form(place, unroll) for place in ("inside", "before") for unroll in (1, 2))
     forms = {
         f"own gradient, input product {form.input_product} the scan, {form.unroll} in a turn": (

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from small_models import OVERRIDES
 from test_cache import T as LENGTH
 from test_cache import make_split
 from test_loader import write_shards
@@ -31,23 +32,6 @@ SCHEDULE = make_schedule(
     learning_rate=1e-3,
     steps_per_epoch=1,
 )
-SMALL = {
-    "cnn_lstm": {
-        "conv_filters": (4,),
-        "conv_kernels": (3,),
-        "conv_dropouts": (0.1,),
-        "lstm_units": (4,),
-        "lstm_dropouts": (0.1,),
-        "dense_units": 4,
-    },
-    "resnet": {
-        "stem_filters": 4,
-        "stage_filters": (4, 8),
-        "stage_kernels": (3, 3),
-        "stage_blocks": (1, 1),
-        "dense_units": 4,
-    },
-}
 COMPILED: list[str] = []  # one a program that XLA made
 
 
@@ -91,7 +75,7 @@ def train(root: Path, model: str, residency: str, *, augment: bool, limit: int |
     made, validation = batches(root, residency, augment=augment, limit=limit)
     module: Any = MODULE
     if model != "tiny":
-        hyperparameters = models.parse_hyperparameters(model, SMALL[model])
+        hyperparameters = models.parse_hyperparameters(model, OVERRIDES[model])
         module = models.architecture(model).build(hyperparameters, num_classes=3, dtype=np.float32)
     state = made.placement.replicate(fresh_state(module))
 

@@ -492,5 +492,5 @@ def test_a_wrong_byte_is_found_wherever_it_stands(wrong, size, place):
     line = b'r,0,"' + signal + b'"'
     buffer = np.frombuffer(line, np.uint8)
     bounds = np.array([[0], [len(line)], [0]])
-    fields, _ = kernels.usual_rows(buffer, bounds, 128, 9, MAX_ROW_BYTES)
+    fields, _ = kernels.usual_rows(buffer, bounds, 128, 9, MAX_ROW_BYTES, 0)
     assert fields[5, 0] == (signal.count(b",") + 1 if is_good else 0)

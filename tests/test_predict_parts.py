@@ -20,9 +20,10 @@ from small_models import SmallModel, small_model
 from capfinder.data.loader import ONE_DEVICE
 from capfinder.errors import StageFailedError
 from capfinder.etl.csv_files import Block
+from capfinder.etl.csv_reader import scan_block
 from capfinder.etl.stream import worker_count
 from capfinder.evaluation import metrics, predictions
-from capfinder.prediction import command, labels, reads
+from capfinder.prediction import command, reads
 from capfinder.prediction.reads import Reads
 from capfinder.stages import inference
 from capfinder.stages.assembly import TrainedModel
@@ -158,10 +159,10 @@ def test_reading_waits_for_the_reads_to_be_taken(tmp_path, monkeypatch):
 # The text of predictions
 
 
-def as_csv_writer_has_it(read_ids, labels_, probabilities, names) -> bytes:
+def as_csv_writer_has_it(read_ids, labels, probabilities, names) -> bytes:
     stream = io.StringIO()
     writer = csv.writer(stream)
-    for name, label, likely in zip(read_ids, labels_, probabilities, strict=True):
+    for name, label, likely in zip(read_ids, labels, probabilities, strict=True):
         guess = int(np.argmax(likely))
         shown = ["" if label is None else label, guess, names[guess]]
         writer.writerow([name, *shown, *(f"{value:.6f}" for value in likely)])
@@ -189,15 +190,15 @@ NEAR_TIES = [np.nextafter((k + 0.5) / 1e6, to) for k in (0, 1, 2, 499999) for to
 )
 def test_lines_are_those_of_csv_writer_and_a_format_string(given_rows, names):
     read_ids = [name for name, _, _ in given_rows]
-    labels_ = [label for _, label, _ in given_rows]
+    labels = [label for _, label, _ in given_rows]
     likely = np.array([values for _, _, values in given_rows]).reshape(-1, 2)
     found = predictions.lines(
         np.array([name.encode() for name in read_ids] or [b""], "S")[: len(read_ids)],
-        np.array([predictions.NO_LABEL if label is None else label for label in labels_], np.int64),
+        np.array([predictions.NO_LABEL if label is None else label for label in labels], np.int64),
         likely,
         names,
     )
-    assert found == as_csv_writer_has_it(read_ids, labels_, likely, names)
+    assert found == as_csv_writer_has_it(read_ids, labels, likely, names)
 
 
 def test_probabilities_are_rounded_as_python_rounds_them():
@@ -242,12 +243,23 @@ def test_probabilities_are_rounded_as_python_rounds_them():
         ("x" * 200 + ",,1", None, None),
     ],
 )
-def test_only_empty_and_negative_labels_are_put_aside(before, after, label):
-    data = f'z,1,"2"\n{before}\r\n\ny,2,"3"'.encode()
-    block, aside = labels.set_aside(Block(data, offset=100, line=7))
+def test_only_empty_and_negative_labelsare_taken_for_unknown(before, after, label):
+    """As if `after` stood there, but for the label; and anything else as it always is."""
+    data = f'z,1,"2"\n{before}\r\n\ny,2,"3"'
+    rows, rejects, count = scanned(data, no_label=predictions.NO_LABEL)
     if after is None:
-        assert block.data is data
+        assert outcome(rows, rejects, count) == outcome(*scanned(data))
         return
-    assert block.data == data.replace(before.encode(), after.encode())
-    assert (block.offset, block.line) == (100, 7)
-    assert (aside._lines.tolist(), aside._labels.tolist()) == ([8], [label])
+    plain_rows, plain_rejects, plain_count = scanned(data.replace(before, after))
+    plain_rows.cap_class[plain_rows.line == 8] = label
+    assert outcome(rows, rejects, count) == outcome(plain_rows, plain_rejects, plain_count)
+    assert (8 in rows.line) == (before != "a,,")  # that one has no signal either
+
+
+def scanned(data, **how):
+    return scan_block(Block(data.encode(), offset=100, line=7), cap_class=None, **how)
+
+
+def outcome(rows, rejects, count):
+    columns = (rows.read_id, rows.cap_class, rows.line, rows.end - rows.start, rows.samples)
+    return [column.tolist() for column in columns], rejects, count

@@ -71,7 +71,7 @@ def test_advice_comes_once_and_only_where_the_device_waits(reported):
 
 
 @pytest.mark.parametrize(
-    ("residency", "chosen", "platform", "per_call", "expected"),
+    ("residency", "automatic", "platform", "per_call", "expected"),
     [
         ("stream", False, "gpu", 16, "data_residency=auto"),
         ("host", False, "gpu", 16, "data_residency=auto"),
@@ -82,10 +82,10 @@ def test_advice_comes_once_and_only_where_the_device_waits(reported):
         ("device", True, "cpu", 1, None),  # slower there
     ],
 )
-def test_advice_names_what_can_help(residency, chosen, platform, per_call, expected):
+def test_advice_names_what_can_help(residency, automatic, platform, per_call, expected):
     advice = progress.advice(
         residency,
-        chosen=chosen,
+        automatic=automatic,
         platform=platform,
         steps_per_call=per_call,
         steps_per_epoch=100,

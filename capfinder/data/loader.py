@@ -24,6 +24,7 @@ __all__ = [
     "ShardedSplit",
     "Split",
     "TrainBatches",
+    "as_input",
     "epoch_order",
     "open_shards",
     "open_split",
@@ -72,7 +73,7 @@ ONE_DEVICE = OneDevice()
 
 
 @jax.jit
-def _as_input(signal: jax.Array) -> jax.Array:
+def as_input(signal: jax.Array) -> jax.Array:
     """(B, T) in the storage dtype -> (B, T, 1) as models take it."""
     return signal.astype(jnp.promote_types(signal.dtype, jnp.float32))[:, :, None]
 
@@ -84,7 +85,7 @@ def _materialise(resident: Any, piece: Piece) -> Batch:
     if resident:
         record = piece["example"] // time_warping.VERSIONS if augmented else piece["example"]
         piece = piece | {name: array[record] for name, array in resident.items()}
-    signal = _as_input(piece["signal"])
+    signal = as_input(piece["signal"])
     if augmented:
         key = jax.random.wrap_key_data(piece["key"], impl=time_warping.GENERATOR)
         version = piece["example"] % time_warping.VERSIONS
@@ -274,4 +275,4 @@ class EvaluationBatches:
             }
             rows = self._placement.rows(self.batch_size)
             batch = self._placement.split({name: batch[name][rows] for name in batch}, axis=0)
-            yield batch | {"signal": _as_input(batch["signal"])}
+            yield batch | {"signal": as_input(batch["signal"])}

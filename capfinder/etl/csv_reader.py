@@ -76,10 +76,14 @@ class Signals:
     problems: dict[int, str]
 
 
-def scan_block(block: Block, *, cap_class: int | None) -> tuple[Rows, list[Reject], int]:
+def scan_block(
+    block: Block, *, cap_class: int | None, no_label: int | None = None
+) -> tuple[Rows, list[Reject], int]:
     """The good rows of a block, its rejects and how many rows it has; blank lines are no rows.
 
-    cap_class: the file's class, rows of another are rejects; None: any class will do."""
+    cap_class: the file's class, rows of another are rejects; None: any class will do.
+    no_label: what an empty cap_class counts as, a negative int32; negative numbers, as for a cap
+    that isn't known, will do as well then. None: both are rejects."""
     data = block.data
     if block.is_head:
         reject = Reject(block.line, _guess_read_id(data), TOO_LONG)
@@ -88,14 +92,14 @@ def scan_block(block: Block, *, cap_class: int | None) -> tuple[Rows, list[Rejec
     buffer = _readable(data)
     bounds = kernels.line_bounds(buffer)
     fields, content = kernels.usual_rows(
-        buffer, bounds, MAX_READ_ID_BYTES, MAX_CLASS_DIGITS, MAX_ROW_BYTES
+        buffer, bounds, MAX_READ_ID_BYTES, MAX_CLASS_DIGITS, MAX_ROW_BYTES, no_label or 0
     )
     lines = bounds[2] + block.line
     rejects = []
     for index in np.flatnonzero(fields[5] == 0).tolist():
         start, end = int(bounds[0, index]), int(bounds[1, index])
         row = data[start:end]
-        outcome = _row_fields(row, is_whole=end < len(data))
+        outcome = _row_fields(row, is_whole=end < len(data), no_label=no_label)
         if isinstance(outcome, str):
             rejects.append(Reject(int(lines[index]), _guess_read_id(row), outcome))
         else:
@@ -180,7 +184,9 @@ def parse_signals(
     return Signals(fitted.astype(dtype, copy=False), lengths, sums[0], sums[1], problems)
 
 
-def _row_fields(row: bytes, *, is_whole: bool) -> tuple[int, ...] | str:
+def _row_fields(
+    row: bytes, *, is_whole: bool, no_label: int | None = None
+) -> tuple[int, ...] | str:
     """The fields of kernels.usual_rows for one row of any form, or why it is a reject."""
     if len(row) > MAX_ROW_BYTES:
         return TOO_LONG
@@ -201,10 +207,19 @@ def _row_fields(row: bytes, *, is_whole: bool) -> tuple[int, ...] | str:
         return BAD_READ_ID
     if '"' in name or name != name.strip():
         return BAD_READ_ID
-    if not (label.isdigit() and len(label) <= MAX_CLASS_DIGITS):
+    cap_class = _cap_class(label, no_label)
+    if cap_class is None:
         return BAD_CLASS
     problem = _signal_problem(signal)
-    return problem or (*bounds[0], int(label), *bounds[2], signal.count(b",") + 1)
+    return problem or (*bounds[0], cap_class, *bounds[2], signal.count(b",") + 1)
+
+
+def _cap_class(label: bytes, no_label: int | None) -> int | None:
+    """None: it isn't one."""
+    digits = label if no_label is None else label.removeprefix(b"-")
+    if digits.isdigit() and len(digits) <= MAX_CLASS_DIGITS:
+        return int(label)
+    return None if label else no_label
 
 
 def _split_fields(row: bytes) -> list[tuple[int, int]] | str:

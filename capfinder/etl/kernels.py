@@ -15,7 +15,7 @@ U8: Any = np.uint8
 U64: Any = np.uint64
 I64: Any = np.int64
 
-_QUOTE, _COMMA, _RETURN, _NEWLINE = b'",\r\n'
+_QUOTE, _COMMA, _RETURN, _NEWLINE, _MINUS = b'",\r\n-'
 _PART = 128  # bytes: at most 255, so that a uint8 counts them
 _STEP = 31  # words whose commas are counted byte by byte: 31 * 8 < 256
 
@@ -83,14 +83,20 @@ def line_bounds(buffer: np.ndarray) -> np.ndarray:
 
 @kernel
 def usual_rows(
-    buffer: np.ndarray, bounds: np.ndarray, max_id_bytes: int, max_digits: int, max_row_bytes: int
+    buffer: np.ndarray,
+    bounds: np.ndarray,
+    max_id_bytes: int,
+    max_digits: int,
+    max_row_bytes: int,
+    no_label: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """bounds (3, n) of lines -> fields (6, n) int64, content (n, 2) uint64.
 
     fields: start and end of read_id, cap_class, start and end of the signal, samples, which is 0
     (and the others nothing) where the line hasn't the usual form: printable ASCII as id, digits as
     label, either with or without quotes; a quoted signal with only bytes that numbers have, no
-    comma at its ends, no two together. content: `content_hash` of every line."""
+    comma at its ends, no two together. no_label: 0, or what an empty label counts as; then a minus
+    before the digits is usual, too. content: `content_hash` of every line."""
     count = bounds.shape[1]
     fields = np.zeros((6, count), np.int64)
     content = np.empty((count, 2), np.uint64)
@@ -100,7 +106,7 @@ def usual_rows(
         if end - start > max_row_bytes:
             continue
         id_start, id_end, at = _id_field(buffer, start, end, max_id_bytes)
-        label, at = _label_field(buffer, at, end, max_digits)
+        label, at = _label_field(buffer, at, end, max_digits, no_label)
         if at + 2 >= end or buffer[at] != _QUOTE or buffer[end - 1] != _QUOTE:
             continue
         fields[0, row], fields[1, row], fields[2, row] = id_start, id_end, label
@@ -129,20 +135,26 @@ def _id_field(buffer: np.ndarray, at: int, end: int, max_bytes: int) -> tuple[in
 
 
 @helper
-def _label_field(buffer: np.ndarray, at: int, end: int, max_digits: int) -> tuple[int, int]:
-    """The number that the digits make, start of the next field (the line's end: not usual)."""
+def _label_field(
+    buffer: np.ndarray, at: int, end: int, max_digits: int, no_label: int
+) -> tuple[int, int]:
+    """The number that the label makes, start of the next field (the line's end: not usual)."""
     is_quoted = at < end and buffer[at] == _QUOTE
     start = at + is_quoted
+    is_negative = no_label != 0 and start < end and buffer[start] == _MINUS
+    start += is_negative
     stop, label = start, I64(0)
     while stop < end and stop - start <= max_digits and 48 <= buffer[stop] <= 57:
         label = 10 * label + I64(buffer[stop]) - 48
         stop += 1
     after = stop + is_quoted
-    if after >= end or buffer[after] != _COMMA or not 0 < stop - start <= max_digits:
+    if after >= end or buffer[after] != _COMMA or stop - start > max_digits:
         return label, end
     if is_quoted and buffer[stop] != _QUOTE:
         return label, end
-    return label, after + 1
+    if stop == start:
+        return no_label, end if no_label == 0 or is_negative else after + 1
+    return -label if is_negative else label, after + 1
 
 
 @helper

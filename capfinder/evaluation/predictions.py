@@ -11,7 +11,7 @@ import numpy as np
 
 from capfinder.compiled import helper, inlined, kernel
 
-NO_LABEL = -(2**62)  # a cap_class that is unknown: the column stays empty
+NO_LABEL = -(2**31)  # a cap_class that is unknown: the column stays empty
 
 _COMMA, _QUOTE, _RETURN, _NEWLINE, _MINUS, _POINT, _ZERO = b',"\r\n-.0'
 _DECIMALS = 6

@@ -22,6 +22,11 @@ class Form:
 FORMS = {"cpu": Form("inside", 1), "gpu": Form("before", 1), "tpu": Form("before", 1)}
 
 
+def own_form() -> Form:
+    """The form for the platform that JAX computes on."""
+    return FORMS.get(jax.default_backend(), FORMS["gpu"])
+
+
 def _bias_with_open_forget_gate(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Zeros, but ones for the forget gate: a new cell remembers. Source: Jozefowicz et al. 2015."""
     units = shape[0] // 4
@@ -51,7 +56,7 @@ class Lstm(nn.Module):
         )
         bias = self.param("bias", _bias_with_open_forget_gate, (gates,), self.param_dtype)
         return lstm(
-            FORMS.get(jax.default_backend(), FORMS["gpu"]),
+            own_form(),
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             recurrent_kernel.astype(self.dtype),

@@ -10,13 +10,13 @@ import numpy as np
 from capfinder.etl.csv_files import HEAD_BYTES, Block, read_blocks
 from capfinder.etl.csv_reader import Reject, parse_signals, scan_block
 from capfinder.etl.stream import BLOCK_BYTES, map_in_order, merge
-from capfinder.prediction.labels import set_aside
+from capfinder.evaluation.predictions import NO_LABEL
 
 
 @dataclass(frozen=True)
 class Reads:
     """What a block of the file number `file` holds: of n good reads read_ids (n,) 'S', labels (n,)
-    int64 as in the file (predictions.NO_LABEL for none), lines (n,) int64, signals (n, T) in the
+    int32 as in the file (predictions.NO_LABEL for none), lines (n,) int64, signals (n, T) in the
     storage dtype; the rejects; how many bytes of the file, as it lies on disk, that took."""
 
     file: int
@@ -53,8 +53,7 @@ def read(paths: Sequence[Path], *, target_length: int, dtype: str) -> Generator[
 
 def _parse(item: tuple[int, Block, int], *, target_length: int, dtype: str) -> Reads:
     file, block, disk_bytes = item
-    block, aside = set_aside(block)
-    rows, rejects, _ = scan_block(block, cap_class=None)
+    rows, rejects, _ = scan_block(block, cap_class=None, no_label=NO_LABEL)
     signals = parse_signals(
         block.data,
         rows.start - block.offset,
@@ -63,7 +62,7 @@ def _parse(item: tuple[int, Block, int], *, target_length: int, dtype: str) -> R
         dtype=dtype,
     )
     reads = Reads(
-        file, rows.read_id, aside.put_back(rows), rows.line, signals.fitted, rejects, disk_bytes
+        file, rows.read_id, rows.cap_class, rows.line, signals.fitted, rejects, disk_bytes
     )
     return without(reads, signals.problems) if signals.problems else reads
 

@@ -125,12 +125,11 @@ def evaluation_batches(
     dataset: Dataset,
     split: str,
     *,
-    batch_size: int | None = None,
     placement: loader.Placement = loader.ONE_DEVICE,
 ) -> loader.EvaluationBatches:
     return loader.EvaluationBatches(
         open_split(config, dataset, split),
-        batch_size=batch_size or config.shared_params.batch_size,
+        batch_size=config.shared_params.batch_size,
         placement=placement,
     )
 

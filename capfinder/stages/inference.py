@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from capfinder.data.loader import ONE_DEVICE, Placement
+from capfinder.data.loader import ONE_DEVICE, Placement, as_input
 from capfinder.errors import StageFailedError
 from capfinder.stages import memory
 from capfinder.stages.assembly import TrainedModel
@@ -56,8 +55,7 @@ def batching(batch_size: int | None, *, mesh: int | None) -> Batching:
 def _logits(variables: dict[str, Any], signals: jax.Array, *, module: nn.Module) -> Any:
     """signals (B, T) in the storage dtype -> (B, C). The weights are an argument: as constants they
     would be compiled, and kept on disk, anew for every training."""
-    inputs = signals.astype(jnp.promote_types(signals.dtype, jnp.float32))[:, :, None]
-    logits: Any = module.apply(variables, inputs, train=False)
+    logits: Any = module.apply(variables, as_input(signals), train=False)
     return logits
 
 

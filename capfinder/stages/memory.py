@@ -4,6 +4,7 @@ import ctypes
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from capfinder.errors import StageFailedError
 from capfinder.log import format_bytes
 from capfinder.stages import assembly
 from capfinder.training import devices, schedules
@@ -24,6 +26,25 @@ ROWS = (16, 32)  # batch sizes that are compiled to see how a step grows; none i
 BATCH_COPIES = 3  # of the signals: as they come, divided into parts, and one more on the way
 
 FAILURES = (MemoryError, jax.errors.JaxRuntimeError)
+
+
+class OutOfMemoryError(StageFailedError):
+    """A training ran out of memory, on the host or the device; the text says what would fit."""
+
+
+@contextmanager
+def explained(
+    config: ConfigDict, hyperparameters: Any, *, every_process: bool, prefix: str = ""
+) -> Iterator[None]:
+    """Around a training of these hyperparameters. Raises: OutOfMemoryError, `prefix` before its
+    text, when memory runs out inside; every_process as in `reason`."""
+    try:
+        yield
+    except FAILURES as error:
+        text = reason(error, config, hyperparameters, every_process=every_process)
+        if text is None:
+            raise
+        raise OutOfMemoryError(f"{prefix}{text}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

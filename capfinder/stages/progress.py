@@ -11,16 +11,16 @@ IDLE_SECONDS = 5.0  # an epoch shorter than this is over before anyone would act
 
 
 def advice(
-    residency: str, *, chosen: bool, platform: str, steps_per_call: int, steps_per_epoch: int
+    residency: str, *, automatic: bool, platform: str, steps_per_call: int, steps_per_epoch: int
 ) -> str | None:
     """What makes the device wait less for its data; None when no setting does.
 
-    chosen: the residency is what "auto" came to, so that more wouldn't fit on the device."""
+    automatic: the residency is what "auto" came to, so that more wouldn't fit on the device."""
     if residency == "stream":
         return "runtime_params.data_residency=auto reads them from the shards only once"
     if residency == "host":
         on_device = "runtime_params.data_residency=auto holds them on the device if they fit"
-        return None if chosen else on_device
+        return None if automatic else on_device
     if platform == "cpu" or steps_per_call == steps_per_epoch:  # more a call are slower on a CPU
         return None
     return f"a larger runtime_params.steps_per_call ({steps_per_call} now) asks for them less often"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from capfinder import files, log, models
 from capfinder.data.versions import Dataset, open_dataset
-from capfinder.errors import InputError, SettingsError, StageFailedError
+from capfinder.errors import InputError, SettingsError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
 from capfinder.models import lstm
@@ -79,13 +79,13 @@ class Training:
             return self.load()
         # After a Ctrl-C it told of a best epoch that going on may replace.
         self._outcome_path.unlink(missing_ok=True)
-        try:
-            with interrupt.graceful("finishing with the best epoch so far"):
-                fitted = self._fit(tracker, interrupt)
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if reason := memory.reason(error, self.config, self.hyperparameters):
-                raise StageFailedError(f"Training: {reason}") from error
-            raise
+        with (
+            memory.explained(
+                self.config, self.hyperparameters, every_process=True, prefix="Training: "
+            ),
+            interrupt.graceful("finishing with the best epoch so far"),
+        ):
+            fitted = self._fit(tracker, interrupt)
         files.write_json(
             self._outcome_path,
             {
@@ -132,7 +132,7 @@ class Training:
         ):
             advice = progress.advice(
                 residency,
-                chosen=config.runtime_params.data_residency == "auto",
+                automatic=config.runtime_params.data_residency == "auto",
                 platform=jax.default_backend(),
                 steps_per_call=steps_per_call,
                 steps_per_epoch=train_batches.steps_per_epoch,
@@ -231,6 +231,8 @@ def _what_matters(config: ConfigDict) -> dict[str, Any]:
 
 def _computed_with(steps_per_call: int) -> dict[str, Any]:
     """What follows from the platform, and changes the weights by no more than rounding."""
-    platform = jax.default_backend()
-    form = dataclasses.asdict(lstm.FORMS.get(platform, lstm.FORMS["gpu"]))
-    return {"platform": platform, "lstm": form, "steps_per_call": steps_per_call}
+    return {
+        "platform": jax.default_backend(),
+        "lstm": dataclasses.asdict(lstm.own_form()),
+        "steps_per_call": steps_per_call,
+    }

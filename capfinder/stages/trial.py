@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 CLEAR_EVERY = 10  # trials; programs compiled for the shapes of past ones pile up until then
-FAILS_ALONE = (loop.DivergedError, SettingsError, MemoryError, jax.errors.JaxRuntimeError)
+FAILS_ALONE = (loop.DivergedError, SettingsError, MemoryError, memory.OutOfMemoryError)
 
 
 class _Pruned(Exception):
@@ -41,7 +41,6 @@ class Trainer:
     bar: log.Bar  # in steps
     best: float | None  # validation accuracy of the study so far
     trained: int = 0
-    drawn: Any = None  # hyperparameters of the trial under way
 
     def run(self, trial: "Trial") -> str | None:
         """Trains the trial and tells the study how it ended; the reason, when it failed alone.
@@ -61,10 +60,7 @@ class Trainer:
             trial.prune()
             self._tell(trial, "pruned: others are ahead at this epoch")
         except FAILS_ALONE as error:
-            reason = self._reason(error)
-            if reason is None:
-                trial.leave()
-                raise
+            reason = str(error)
             trial.fail(reason)
         except BaseException:
             trial.leave()
@@ -83,9 +79,12 @@ class Trainer:
         """The best epoch's validation accuracy; None when interrupted.
 
         Raises: _Pruned, and what drawing and training raise."""
+        hyperparameters = draw(self.config, trial.parameters)
+        with memory.explained(self.config, hyperparameters, every_process=False):
+            return self._fit(trial, hyperparameters)
+
+    def _fit(self, trial: "Trial", hyperparameters: Any) -> float | None:
         config, tune, before = self.config, self.config.tune_params, self.bar.done
-        self.drawn = None
-        self.drawn = hyperparameters = draw(config, trial.parameters)
         schedule = schedules.make_schedule(
             "constant",
             {},
@@ -140,14 +139,6 @@ class Trainer:
     def _tell(self, trial: "Trial", outcome: str) -> None:
         best = "" if self.best is None else f"; best so far {self.best:.1%}"
         log.logger.info("trial %d: %s%s", trial.number, outcome, best)
-
-    def _reason(self, error: BaseException) -> str | None:
-        """Why the trial failed, in a line; None for an error that isn't the trial's own."""
-        if self.drawn is not None:
-            reason = memory.reason(error, self.config, self.drawn, every_process=False)
-            if reason is not None:
-                return reason
-        return None if isinstance(error, jax.errors.JaxRuntimeError) else str(error)
 
 
 def draw(config: ConfigDict, parameters: Any) -> Any:

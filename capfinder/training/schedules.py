@@ -178,19 +178,14 @@ class _Init:
     learning_rate: float = field(compare=False)
 
     def __call__(self, params: Any) -> Any:
-        return _with_rate(_held().init(params), self.learning_rate)
+        return with_learning_rate(_held().init(params), self.learning_rate)
 
 
 def at_start(tx: optax.GradientTransformation, opt_state: Any) -> Any:
     """A first state as `tx` itself makes it, from one made by an equal optimiser."""
     if not isinstance(tx.init, _Init):
         return opt_state
-    return _with_rate(opt_state, tx.init.learning_rate)
-
-
-def _with_rate(opt_state: Any, learning_rate: float) -> Any:
-    rate = jax.device_put(np.asarray(learning_rate, learning_rate_of(opt_state).dtype))
-    return opt_state._replace(hyperparams=opt_state.hyperparams | {"learning_rate": rate})
+    return with_learning_rate(opt_state, tx.init.learning_rate)
 
 
 @functools.cache
