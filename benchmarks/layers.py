@@ -19,12 +19,11 @@ import results
 from flax import linen as nn
 
 from capfinder import memory
-from capfinder.models import lstm
+from capfinder.models import convolution, lstm
 from capfinder.models.layers import BatchNorm, Dropout, max_pool, max_pool_same
 
 PACKAGES = ("numpy", "jax", "flax")
 Function = Callable[..., jax.Array]
-ROWS = "NWC", "WIO", "NWC"
 
 
 def plain_lstm(x: jax.Array, kernel: jax.Array, recurrent: jax.Array, bias: jax.Array) -> jax.Array:
@@ -40,10 +39,6 @@ def plain_lstm(x: jax.Array, kernel: jax.Array, recurrent: jax.Array, bias: jax.
 
     start = jnp.zeros((x.shape[1], recurrent.shape[0]), x.dtype)
     return jax.lax.scan(step, (start, start), x)[1]
-
-
-def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=ROWS)
 
 
 def _windows(x: jax.Array, width: int) -> list[jax.Array]:
@@ -108,12 +103,18 @@ def cases(batch: int) -> Iterator[tuple[str, list[tuple[int, ...]], dict[str, Fu
             shapes,
             {**forms, "autodiff, input product inside the scan": plain_lstm},
         )
-    for length, channels, filters, width in ((500, 1, 64, 3), (250, 64, 128, 7), (125, 128, 32, 3)):
+    for length, channels, filters, width in (
+        (500, 1, 64, 3),
+        (250, 64, 128, 7),
+        (125, 128, 32, 3),
+        (125, 128, 128, 5),
+    ):
         yield (
             f"convolution {channels} to {filters}, {width} wide, {length} positions",
             [(batch, length, channels), (width, channels, filters)],
             {
-                "XLA's convolution": convolution,
+                "the models' own": functools.partial(convolution.convolve, convolution.own_form()),
+                "XLA's convolution": convolution.compilers,
                 "one product of all windows": convolution_as_one_product,
                 "a product for each shift": convolution_as_shifted_products,
             },

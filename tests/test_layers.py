@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfinder.errors import SettingsError
-from capfinder.models import lstm
+from capfinder.models import chunks, convolution, lstm
 from capfinder.models.dropout import random_bits
 from capfinder.models.layers import (
     BatchNorm,
@@ -276,7 +277,7 @@ def test_lstm_starts_as_keras_does():
     ("layer", "x", "fan_in", "fan_out"),
     [
         (Dense(30), _normal(1, 20), 20, 30),
-        (Conv(30, (7,)), _normal(1, 9, 20), 140, 210),
+        (Conv(30, 7), _normal(1, 9, 20), 140, 210),
         (PositionDense(30), _normal(1, 9, 20), 20, 30),
     ],
 )
@@ -347,3 +348,107 @@ def test_weighted_average_is_the_plain_one_for_equal_scores_and_picks_a_high_one
     np.testing.assert_allclose(weighted_average(x, jnp.ones((2, 5, 1))), x.mean(1), atol=1e-6)
     scores = jnp.zeros((2, 5, 1)).at[:, 3].set(1e9)
     np.testing.assert_array_equal(weighted_average(x, scores), x[:, 3])
+
+
+FORMS_OF_CONVOLUTION = {
+    "compiler": convolution.Form(),
+    "sums": convolution.Form(sums=True),
+    "toom_cook": convolution.Form(outputs={3: 4, 5: 4, 7: 2}),
+    **convolution.FORMS,
+}
+
+
+@pytest.mark.parametrize("name", FORMS_OF_CONVOLUTION)
+@pytest.mark.parametrize(
+    ("length", "channels", "features", "width"),
+    [
+        (33, 1, 8, 3),
+        (40, 1, 8, 7),
+        (37, 64, 70, 3),
+        (50, 64, 64, 5),
+        (33, 65, 64, 7),
+        (9, 64, 64, 5),
+    ],
+)
+def test_every_form_of_convolution_computes_what_keras_computes(
+    name, length, channels, features, width
+):
+    x, scale = _normal(3, length, channels), (channels * width) ** -0.5
+    kernel, bias = _normal(width, channels, features) * scale, _normal(features)
+    layer = keras.layers.Conv1D(features, width, padding="same")
+    layer.build(x.shape)
+    layer.set_weights([kernel, bias])
+    y = convolution.convolve(FORMS_OF_CONVOLUTION[name], x, kernel) + bias
+    np.testing.assert_allclose(y, layer(x), atol=2e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("length", [8, 9])
+def test_a_convolution_with_strides_computes_what_keras_computes(stride, length):
+    x, kernel, bias = _normal(2, length, 3), _normal(5, 3, 4), _normal(4)
+    layer = keras.layers.Conv1D(4, 5, strides=stride, padding="same")
+    layer.build(x.shape)
+    layer.set_weights([kernel, bias])
+    y = Conv(4, 5, stride).apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    np.testing.assert_allclose(y, layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 3), (1, 6), (64, 5), (64, 7)])
+def test_every_form_of_convolution_has_the_compilers_gradient(channels, width):
+    x, kernel = _normal(2, 33, channels), _normal(width, channels, 64) * 0.1
+    towards = _normal(2, 33, 64)
+
+    def gradients(form):
+        def loss(x, kernel):
+            return (convolution.convolve(form, x, kernel) * towards).sum()
+
+        return jax.grad(loss, argnums=(0, 1))(x, kernel)
+
+    for ours, theirs in zip(
+        gradients(convolution.FORMS["cpu"]), gradients(convolution.Form()), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+@given(width=st.integers(2, 7), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_toom_cook_is_exact_to_rounding_for_any_kernel_and_number_of_outputs(width, data):
+    outputs = data.draw(st.integers(1, 9 - width))
+    length = data.draw(st.integers(1, 40))
+    x, kernel = _normal(2, length, 2), _normal(width, 2, 3)
+    padded = np.pad(x, ((0, 0), ((width - 1) // 2, width // 2), (0, 0))).astype("float64")
+    expected = sum(padded[:, k : k + length] @ kernel[k] for k in range(width))
+    y = convolution.toom_cook(jnp.asarray(x), jnp.asarray(kernel), outputs)
+    np.testing.assert_allclose(y, expected, atol=3e-4)
+
+
+def test_half_precision_is_convolved_as_the_compiler_does_it():
+    x, kernel = (jnp.asarray(v, "bfloat16") for v in (_normal(2, 40, 64), _normal(5, 64, 64)))
+    ours = convolution.convolve(convolution.FORMS["cpu"], x, kernel)
+    np.testing.assert_array_equal(ours, convolution.compilers(x, kernel))
+
+
+@pytest.mark.parametrize("rows", [4, 32, 33])
+def test_reads_scored_in_chunks_get_the_whole_batchs_numbers(rows, monkeypatch):
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            def layers(x):
+                seen.append(len(x))
+                return BatchNorm(not train)(Conv(4, 3)(x))
+
+            return chunks.in_chunks(self, layers, x, train=train)
+
+    seen = []
+    monkeypatch.setattr(chunks, "own_chunk", lambda: 8)
+    x = _normal(rows, 9, 2)
+    variables = Layers().init(jax.random.key(0), x, False)
+    seen.clear()
+    y = Layers().apply(variables, x, False)
+    assert set(seen) == {8 if rows == 32 else rows}
+    monkeypatch.setattr(chunks, "own_chunk", lambda: None)
+    np.testing.assert_allclose(y, Layers().apply(variables, x, False), atol=1e-6)
+    monkeypatch.setattr(chunks, "own_chunk", lambda: 8)
+    seen.clear()
+    Layers().apply(variables, x, True, mutable=["batch_stats"])
+    assert set(seen) == {rows}

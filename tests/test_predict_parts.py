@@ -132,7 +132,7 @@ def test_scoring_takes_no_more_of_an_endless_input_than_its_batches_need():
     given = inference.predict(trained(small_model("cnn_lstm")), endless, batching(16))
     for number, (_, payload) in enumerate(itertools.islice(given, 50)):
         assert payload == number
-    assert next(taken) <= 50 + (inference.IN_FLIGHT + 2) * 16 / 5
+    assert next(taken) <= 50 + (inference.AT_ONCE + 2) * 16 / 5
 
 
 def test_reading_waits_for_the_reads_to_be_taken(tmp_path, monkeypatch):

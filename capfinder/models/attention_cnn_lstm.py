@@ -41,8 +41,7 @@ class AttentionCnnLstm(nn.Module):
     @nn.compact
     def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
         h, how = self.hyperparameters, {"train": train, "dtype": self.dtype}
-        x = signal.astype(self.dtype)
-        x = trunk.conv_blocks(x, h, **how)  # (B, T', filters)
+        x = trunk.conv_blocks(self, signal.astype(self.dtype), h, **how)  # (B, T', filters)
         x = trunk.lstm_blocks(x, h, return_sequences=True, **how)  # (B, T', H)
         scores = nn.tanh(PositionDense(1, name="attention", **precision(self.dtype))(x))
         x = weighted_average(x, scores)  # (B, H)

@@ -32,8 +32,7 @@ class CnnLstm(nn.Module):
     @nn.compact
     def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
         h, how = self.hyperparameters, {"train": train, "dtype": self.dtype}
-        x = signal.astype(self.dtype)
-        x = trunk.conv_blocks(x, h, **how)  # (B, T', filters)
+        x = trunk.conv_blocks(self, signal.astype(self.dtype), h, **how)  # (B, T', filters)
         x = trunk.lstm_blocks(x, h, return_sequences=False, **how)  # (B, H)
         return classifier_head(
             x, (h.dense_units,), h.dense_dropout, num_classes=self.num_classes, **how

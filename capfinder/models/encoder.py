@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         real = real_tokens(signal)  # (B, T', 1)
         x = signal.astype(self.dtype)
         for layer, (kernel, stride) in enumerate(STEM):
-            x = nn.relu(Conv(h.d_model, (kernel,), stride, name=f"stem_{layer}", **types)(x))
+            x = nn.relu(Conv(h.d_model, kernel, stride, name=f"stem_{layer}", **types)(x))
         x = PositionDense(h.d_model, sinusoids, name="positions", **types)(x)  # (B, T', d_model)
         for block in range(h.num_blocks):
             x = x + self._attention(x, real, f"block_{block}", train)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from capfinder.models.convolution import Conv
 from capfinder.models.dropout import Dropout
 from capfinder.models.lstm import Lstm
 from capfinder.models.normalization import BatchNorm
@@ -34,7 +35,6 @@ __all__ = [
 
 glorot = nn.initializers.glorot_uniform()
 Dense = functools.partial(nn.Dense, kernel_init=glorot)
-Conv = functools.partial(nn.Conv, kernel_init=glorot)  # padding "SAME", as TensorFlow counts it
 
 
 def param_dtype(dtype: Any) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from capfinder.models import search
+from capfinder.models.chunks import in_chunks
 from capfinder.models.hyperparameters import hyperparameter, learning_rate
 from capfinder.models.layers import (
     BatchNorm,
@@ -55,22 +56,22 @@ class ResNet(nn.Module):
 
         def conv_norm(x: jax.Array, filters: int, kernel: int, stride: int, name: str) -> jax.Array:
             # The norm subtracts the mean, so a bias before it would do nothing.
-            x = Conv(
-                filters, (kernel,), stride, use_bias=False, name=name, **precision(self.dtype)
-            )(x)
+            x = Conv(filters, kernel, stride, use_bias=False, name=name, **precision(self.dtype))(x)
             return BatchNorm(not train, name=f"{name}_norm", **precision(self.dtype))(x)
 
-        x = signal.astype(self.dtype)
-        x = nn.relu(conv_norm(x, h.stem_filters, h.stem_kernel, 1, "stem"))
-        x = max_pool_same(x, window=3, stride=2)  # T halves
-        for name, filters, kernel, stride in _blocks(h):
-            shortcut = x
-            if stride > 1 or x.shape[-1] != filters:
-                shortcut = conv_norm(x, filters, 1, stride, f"{name}_shortcut")
-            x = nn.relu(conv_norm(x, filters, kernel, stride, f"{name}_conv_0"))
-            x = conv_norm(x, filters, kernel, 1, f"{name}_conv_1")
-            x = nn.relu(x + shortcut)
-        x = x.mean(axis=1)  # (B, filters)
+        def blocks(x: jax.Array) -> jax.Array:
+            x = nn.relu(conv_norm(x, h.stem_filters, h.stem_kernel, 1, "stem"))
+            x = max_pool_same(x, window=3, stride=2)  # T halves
+            for name, filters, kernel, stride in _blocks(h):
+                shortcut = x
+                if stride > 1 or x.shape[-1] != filters:
+                    shortcut = conv_norm(x, filters, 1, stride, f"{name}_shortcut")
+                x = nn.relu(conv_norm(x, filters, kernel, stride, f"{name}_conv_0"))
+                x = conv_norm(x, filters, kernel, 1, f"{name}_conv_1")
+                x = nn.relu(x + shortcut)
+            return x.mean(axis=1)  # (B, filters)
+
+        x = in_chunks(self, blocks, signal.astype(self.dtype), train=train)
         return classifier_head(
             x,
             (h.dense_units,),

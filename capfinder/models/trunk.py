@@ -9,6 +9,7 @@ import jax
 from flax import linen as nn
 
 from capfinder.models import search
+from capfinder.models.chunks import in_chunks
 from capfinder.models.hyperparameters import hyperparameter, learning_rate
 from capfinder.models.layers import BatchNorm, Conv, Dropout, Lstm, max_pool, precision
 
@@ -52,18 +53,24 @@ def minimum_length(h: Hyperparameters) -> int:
     return POOL ** len(h.conv_filters)
 
 
-def conv_blocks(x: jax.Array, h: Hyperparameters, *, train: bool, dtype: Any) -> jax.Array:
+def conv_blocks(
+    module: nn.Module, x: jax.Array, h: Hyperparameters, *, train: bool, dtype: Any
+) -> jax.Array:
     """Convolution, maximum over 2, dropout, norm, for each layer: (B, T, C) -> (B, T', filters).
 
-    Call it inside a compact module; its layers become that module's own."""
-    shapes = zip(h.conv_filters, h.conv_kernels, h.conv_dropouts, strict=True)
-    for layer, (filters, kernel, dropout) in enumerate(shapes):
-        x = nn.relu(Conv(filters, (kernel,), name=f"conv_{layer}", **precision(dtype))(x))
-        pooled = max_pool(x, POOL)  # T halves
-        x = Dropout(dropout, deterministic=not train)(pooled)
-        norm = BatchNorm(not train, name=f"conv_norm_{layer}", **precision(dtype))
-        x = norm(x, undropped=pooled)
-    return x
+    Call it inside a compact module, which it is given; its layers become that module's own."""
+
+    def blocks(x: jax.Array) -> jax.Array:
+        shapes = zip(h.conv_filters, h.conv_kernels, h.conv_dropouts, strict=True)
+        for layer, (filters, kernel, dropout) in enumerate(shapes):
+            x = nn.relu(Conv(filters, kernel, name=f"conv_{layer}", **precision(dtype))(x))
+            pooled = max_pool(x, POOL)  # T halves
+            x = Dropout(dropout, deterministic=not train)(pooled)
+            norm = BatchNorm(not train, name=f"conv_norm_{layer}", **precision(dtype))
+            x = norm(x, undropped=pooled)
+        return x
+
+    return in_chunks(module, blocks, x, train=train)
 
 
 def lstm_blocks(
