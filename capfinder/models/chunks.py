@@ -24,9 +24,10 @@ def in_chunks(
     """layers(x), for layers of `module` that score each read by itself: (B, ...) -> (B, ...).
 
     Training takes the whole batch, as its batch norm does, and so does a batch that isn't a
-    multiple of the platform's chunk."""
-    size = own_chunk()
-    if train or size is None or len(x) <= size or len(x) % size:
+    multiple of the platform's chunk, or whose size is a symbol, as in an export."""
+    size, batch = own_chunk(), x.shape[0]
+    is_known = isinstance(batch, int)
+    if train or size is None or not is_known or batch <= size or batch % size:
         return layers(x)
 
     def one(_: nn.Module, carry: None, chunk: jax.Array) -> tuple[None, jax.Array]:
@@ -34,4 +35,4 @@ def in_chunks(
 
     scan: Any = nn.scan(one, variable_broadcast=True, split_rngs={"params": False})
     _, y = scan(module, None, x.reshape(-1, size, *x.shape[1:]))
-    return jnp.reshape(y, (len(x), *y.shape[2:]))
+    return jnp.reshape(y, (batch, *y.shape[2:]))
