@@ -41,20 +41,14 @@ def plain_lstm(x: jax.Array, kernel: jax.Array, recurrent: jax.Array, bias: jax.
     return jax.lax.scan(step, (start, start), x)[1]
 
 
-def _windows(x: jax.Array, width: int) -> list[jax.Array]:
-    before = (width - 1) // 2
-    padded = jnp.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
-    return [padded[:, k : k + x.shape[1]] for k in range(width)]
-
-
 def convolution_as_one_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """ "im2col": all windows side by side."""
-    columns = jnp.concatenate(_windows(x, len(kernel)), axis=-1)
+    columns = jnp.concatenate(convolution.shifted(x, len(kernel)), axis=-1)
     return columns @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def convolution_as_shifted_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    shifted = zip(_windows(x, len(kernel)), kernel, strict=True)
+    shifted = zip(convolution.shifted(x, len(kernel)), kernel, strict=True)
     return functools.reduce(jnp.add, (window @ part for window, part in shifted))
 
 

@@ -243,7 +243,7 @@ def test_probabilities_are_rounded_as_python_rounds_them():
         ("x" * 200 + ",,1", None, None),
     ],
 )
-def test_only_empty_and_negative_labelsare_taken_for_unknown(before, after, label):
+def test_only_empty_and_negative_labels_are_taken_for_unknown(before, after, label):
     """As if `after` stood there, but for the label; and anything else as it always is."""
     data = f'z,1,"2"\n{before}\r\n\ny,2,"3"'
     rows, rejects, count = scanned(data, no_label=predictions.NO_LABEL)

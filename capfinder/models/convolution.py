@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from capfinder.models import windows
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -68,18 +70,19 @@ class Conv(nn.Module):
 def convolve(form: Form, x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """x (B, T, C), kernel (W, C, F) -> (B, T / stride, F), in the type of both."""
     width, channels, features = kernel.shape
-    if stride == 1 and width > 1 and channels == 1 and form.sums:
+    if stride > 1:
+        return compilers(x, kernel, stride)
+    if channels == 1 and width > 1 and form.sums:
         return shifted_sums(x, kernel)
     outputs = form.outputs.get(width)
     if (
         outputs
-        and stride == 1
         and min(channels, features) >= FEWEST_CHANNELS
         and x.shape[1] >= FEWEST_TURNS * outputs
         and x.dtype.itemsize >= 4  # half precision would lose digits in the sums
     ):
         return toom_cook(x, kernel, outputs)
-    return compilers(x, kernel, stride)
+    return compilers(x, kernel)
 
 
 def compilers(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -92,16 +95,14 @@ def compilers(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 @jax.custom_vjp
 def shifted_sums(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x (B, T, 1), kernel (W, 1, F) -> (B, T, F)."""
-    width = len(kernel)
-    return functools.reduce(
-        jnp.add, (shifted * kernel[k] for k, shifted in enumerate(_shifted(x, width)))
-    )
+    signals = zip(shifted(x, len(kernel)), kernel, strict=True)
+    return functools.reduce(jnp.add, (signal * weights for signal, weights in signals))
 
 
-def _shifted(x: jax.Array, width: int) -> list[jax.Array]:
-    before = (width - 1) // 2
-    padded = jnp.pad(x, ((0, 0), (before, width - 1 - before), (0, 0)))
-    return [padded[:, k : k + x.shape[1]] for k in range(width)]
+def shifted(x: jax.Array, width: int) -> list[jax.Array]:
+    """What stands at each place of the windows of "same" padding: `width` arrays of x's shape."""
+    x = windows.padded(x, 0, count=x.shape[1], window=width, stride=1, before=(width - 1) // 2)
+    return windows.places(x, width, 1)
 
 
 def _sums_forward(x: jax.Array, kernel: jax.Array) -> Any:
@@ -112,8 +113,8 @@ def _sums_forward(x: jax.Array, kernel: jax.Array) -> Any:
 # gradient once for each place in them.
 def _sums_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    windows = jnp.concatenate(_shifted(x, len(kernel)), axis=-1)  # (B, T, W)
-    to_kernel = jnp.einsum("btw,btf->wf", windows, gradient)
+    columns = jnp.concatenate(shifted(x, len(kernel)), axis=-1)  # (B, T, W)
+    to_kernel = jnp.einsum("btw,btf->wf", columns, gradient)
     _, to_x = jax.vjp(lambda x: compilers(x, kernel), x)
     return to_x(gradient)[0], to_kernel[:, None].astype(kernel.dtype)
 
@@ -132,23 +133,12 @@ def toom_cook(x: jax.Array, kernel: jax.Array, outputs: int) -> jax.Array:
     to_outputs, of_kernel, of_signal = _transforms(outputs, width)
     turns = -(-length // outputs)
     count = outputs + width - 1  # samples that a turn reads, and points
-    rows = turns + (count - 1) // outputs
-    before = (width - 1) // 2
-    padded = jax.lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        ((0, 0, 0), (before, rows * outputs - length - before, 0), (0, 0, 0)),
-    )
-    # Time folded into the channels, so that a turn's n-th sample is a slice, as in pooling.
-    folded = padded.reshape(batch, rows, outputs * channels)
-    samples = []
-    for n in range(count):
-        row, place = divmod(n, outputs)
-        samples.append(folded[:, row : row + turns, place * channels : (place + 1) * channels])
+    x = windows.padded(x, 0, count=turns, window=count, stride=outputs, before=(width - 1) // 2)
+    samples = windows.places(x, count, outputs)  # each (B, turns, C)
     kernels = jnp.einsum("pw,wcf->pcf", of_kernel.astype(kernel.dtype), kernel)
     products = [
-        _weighted(of_signal[p], samples).reshape(batch * turns, channels) @ kernels[p]
-        for p in range(count)
+        _weighted(weights, samples).reshape(batch * turns, channels) @ kernels[p]
+        for p, weights in enumerate(of_signal)
     ]
     y = jnp.concatenate([_weighted(weights, products) for weights in to_outputs], axis=-1)
     return y.reshape(batch, turns * outputs, features)[:, :length]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from capfinder.errors import SettingsError
+from capfinder.models import windows
 
 
 def max_pool(x: jax.Array, window: int) -> jax.Array:
@@ -30,37 +31,15 @@ def max_pool_same(x: jax.Array, window: int, stride: int) -> jax.Array:
     gradient is that of `max_pool`."""
     count = -(-x.shape[1] // stride)
     missing = max((count - 1) * stride + window - x.shape[1], 0)
-    before = missing // 2
-    # Rows of `stride` positions, as many as the last window reaches into.
-    after = _rows(count, window, stride) * stride - x.shape[1] - before
-    lowest = jnp.asarray(-jnp.inf, x.dtype)
-    return _pooled(
-        jax.lax.pad(x, lowest, ((0, 0, 0), (before, after, 0), (0, 0, 0))), window, stride
-    )
+    x = windows.padded(x, -jnp.inf, count=count, window=window, stride=stride, before=missing // 2)
+    return _pooled(x, window, stride)
 
 
-def _rows(count: int, window: int, stride: int) -> int:
-    return count + (window - 1) // stride
-
-
-# By hand, as `stride` positions lie side by side when time is folded into the channels: no
-# position is looked up alone. Forward and backward on a CPU, windows of 2: 6 ms where reduce_window
+# By hand, from slices. Forward and backward on a CPU, windows of 2: 6 ms where reduce_window
 # takes 78, a maximum over a reshaped axis 33.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _pooled(x: jax.Array, window: int, stride: int) -> jax.Array:
-    return functools.reduce(jnp.maximum, _places(x, window, stride))
-
-
-def _places(x: jax.Array, window: int, stride: int) -> list[jax.Array]:
-    """The values at each place of the windows: `window` arrays (B, windows, C)."""
-    batch, length, channels = x.shape
-    folded = x.reshape(batch, length // stride, stride * channels)
-    count = length // stride - (window - 1) // stride
-    places = []
-    for k in range(window):
-        row, column = divmod(k, stride)
-        places.append(folded[:, row : row + count, column * channels : (column + 1) * channels])
-    return places
+    return functools.reduce(jnp.maximum, windows.places(x, window, stride))
 
 
 def _forward(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, tuple[Any, ...]]:
@@ -72,11 +51,11 @@ def _backward(
     window: int, stride: int, saved: tuple[Any, ...], gradient: jax.Array
 ) -> tuple[jax.Array]:
     x, pooled = saved
-    rows_after = (window - 1) // stride
+    rows_after = windows.rows_after(window, stride)
     batch, length, channels = x.shape
     columns = [jnp.zeros((batch, length // stride, channels), gradient.dtype)] * stride
     is_open = jnp.ones(pooled.shape, bool)
-    for k, place in enumerate(_places(x, window, stride)):
+    for k, place in enumerate(windows.places(x, window, stride)):
         row, column = divmod(k, stride)
         is_maximum = is_open & (place == pooled)
         is_open &= ~is_maximum
