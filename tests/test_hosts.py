@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from csv_input import write_classes
@@ -213,6 +214,16 @@ def test_without_a_cluster_the_processes_must_be_told_where_to_meet(root, capsys
     shown = capsys.readouterr().err
     assert "the processes can't meet" in shown and "coordinator_address" in shown
     assert not (root / "nothing").exists()
+
+
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+def test_a_broken_sum_is_known_by_its_text_whatever_raises_it(kind):
+    assert hosts._is_of_xla(kind("UNKNOWN: Gloo all-reduce failed: connection closed by peer"))
+
+
+def test_an_error_of_the_program_is_not_taken_for_a_broken_sum():
+    for error in (ValueError("shapes (2,) and (3,)"), KeyError("UNKNOWN: x"), ValueError()):
+        assert not hosts._is_of_xla(error)
 
 
 def test_one_process_is_the_main_one_and_asks_itself():

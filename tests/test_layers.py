@@ -429,8 +429,9 @@ def test_half_precision_is_convolved_as_the_compiler_does_it():
     np.testing.assert_array_equal(ours, convolution.compilers(x, kernel))
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("rows", [4, 32, 33])
-def test_reads_scored_in_chunks_get_the_whole_batchs_numbers(rows, monkeypatch):
+def test_reads_scored_in_chunks_get_the_whole_batchs_numbers(rows, times, monkeypatch):
     class Layers(nn.Module):
         @nn.compact
         def __call__(self, x, train):
@@ -438,18 +439,18 @@ def test_reads_scored_in_chunks_get_the_whole_batchs_numbers(rows, monkeypatch):
                 seen.append(len(x))
                 return BatchNorm(not train)(Conv(4, 3)(x))
 
-            return chunks.in_chunks(self, layers, x, train=train)
+            return chunks.in_chunks(self, layers, x, train=train, times=times)
 
     seen = []
-    monkeypatch.setattr(chunks, "own_chunk", lambda: 8)
+    monkeypatch.setattr(chunks, "CHUNKS", {"cpu": 8})
     x = _normal(rows, 9, 2)
     variables = Layers().init(jax.random.key(0), x, False)
     seen.clear()
     y = Layers().apply(variables, x, False)
-    assert set(seen) == {8 if rows == 32 else rows}
-    monkeypatch.setattr(chunks, "own_chunk", lambda: None)
+    assert set(seen) == {8 * times if rows == 32 else rows}
+    monkeypatch.setattr(chunks, "CHUNKS", {})
     np.testing.assert_allclose(y, Layers().apply(variables, x, False), atol=1e-6)
-    monkeypatch.setattr(chunks, "own_chunk", lambda: 8)
+    monkeypatch.setattr(chunks, "CHUNKS", {"cpu": 8})
     seen.clear()
     Layers().apply(variables, x, True, mutable=["batch_stats"])
     assert set(seen) == {rows}

@@ -132,16 +132,42 @@ def toom_cook(x: jax.Array, kernel: jax.Array, outputs: int) -> jax.Array:
     batch, length, _ = x.shape
     to_outputs, of_kernel, of_signal = _transforms(outputs, width)
     turns = -(-length // outputs)
+    shape = (batch, turns, features)
     count = outputs + width - 1  # samples that a turn reads, and points
     x = windows.padded(x, 0, count=turns, window=count, stride=outputs, before=(width - 1) // 2)
     samples = windows.places(x, count, outputs)  # each (B, turns, C)
     kernels = jnp.einsum("pw,wcf->pcf", of_kernel.astype(kernel.dtype), kernel)
     products = [
-        _weighted(weights, samples).reshape(batch * turns, channels) @ kernels[p]
+        (_weighted(weights, samples).reshape(-1, channels) @ kernels[p]).reshape(*shape)
         for p, weights in enumerate(of_signal)
     ]
-    y = jnp.concatenate([_weighted(weights, products) for weights in to_outputs], axis=-1)
+    y = _summed(products, to_outputs)
     return y.reshape(batch, turns * outputs, features)[:, :length]
+
+
+def _summed(products: list[jax.Array], weights: np.ndarray) -> jax.Array:
+    """The products at all points, each (B, turns, F), weights (outputs, points) ->
+    (B, turns, outputs, F).
+
+    Scoring takes one expression for all outputs, which the compiler joins with what follows.
+    Training takes one for each: batch norm passes over them more than once, and the compiler would
+    compute them anew each time."""
+    columns = weights.T.astype(products[0].dtype)
+
+    @jax.custom_vjp
+    def summed(products: list[jax.Array]) -> jax.Array:
+        terms = zip(products, columns, strict=True)
+        return functools.reduce(jnp.add, (x[:, :, None] * column[:, None] for x, column in terms))
+
+    def forward(products: list[jax.Array]) -> tuple[jax.Array, None]:
+        return jnp.stack([_weighted(row, products) for row in weights], axis=2), None
+
+    def backward(_: None, gradient: jax.Array) -> tuple[list[jax.Array]]:
+        gradients = [gradient[:, :, i] for i in range(len(weights))]
+        return ([_weighted(column, gradients) for column in columns],)
+
+    summed.defvjp(forward, backward)
+    return summed(products)
 
 
 def _weighted(weights: np.ndarray, terms: list[jax.Array]) -> jax.Array:

@@ -71,7 +71,7 @@ class ResNet(nn.Module):
                 x = nn.relu(x + shortcut)
             return x.mean(axis=1)  # (B, filters)
 
-        x = in_chunks(self, blocks, signal.astype(self.dtype), train=train)
+        x = in_chunks(self, blocks, signal.astype(self.dtype), train=train, times=2)
         return classifier_head(
             x,
             (h.dense_units,),

@@ -5,6 +5,7 @@ gets the same numbers wherever it comes from."""
 
 import contextlib
 import functools
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,12 +94,15 @@ def predict(
     ready = filled = 0
     batch_size, placement = batching.batch_size, batching.placement
     variables = placement.replicate(model.variables)
+    compiling = threading.Lock()
 
     def logits_of(batch: np.ndarray) -> np.ndarray:
         # "highest" as exports are compared: else a GPU rounds
         with _blamed_on(batch_size), jax.default_matmul_precision("highest"):
             signals = placement.split(batch, axis=0)
-            return np.asarray(_logits(variables, signals, module=model.module))
+            with compiling:  # two threads at once would both compile
+                logits = _logits(variables, signals, module=model.module)
+            return np.asarray(logits)
 
     def collect(at_most: int) -> None:
         nonlocal ready
@@ -116,7 +120,6 @@ def predict(
             ready -= count
             yield logits[:count], payload
 
-    is_compiled = False  # by the first batch, alone: two at once would both compile
     with ThreadPoolExecutor(AT_ONCE) as threads:
         batch = np.zeros((0, 0))
         for signals, payload in parts:
@@ -133,8 +136,7 @@ def predict(
                 if filled == batch_size:
                     in_flight.append((threads.submit(logits_of, batch), filled))
                     filled = 0
-                    collect(at_most=AT_ONCE if is_compiled else 0)
-                    is_compiled = True
+                    collect(at_most=AT_ONCE)
             yield from finished()
         if filled:
             in_flight.append((threads.submit(logits_of, batch), filled))

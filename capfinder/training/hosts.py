@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -83,13 +84,13 @@ class _Together:
             return
         with contextlib.suppress(StoppedError):  # the watcher's signal, come late
             self._leaving.set()
-            if isinstance(error, jax.errors.JaxRuntimeError):
+            if _is_of_xla(error):
                 self._over.wait(3 * LOOK_SECONDS)  # what broke a sum says why, if it can
         self._over.set()
         shown = error
         if self.lost is not None:
             shown = StoppedError(*self.lost)
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        elif _is_of_xla(error):
             shown = StageFailedError(
                 f"another process died, or the network failed ({str(error).splitlines()[0]}). "
                 "The same command goes on from the last checkpoint"
@@ -117,6 +118,14 @@ class _Together:
             time.sleep(0.0 if self.index else 0.2)
         finally:
             os._exit(code)
+
+
+def _is_of_xla(error: BaseException) -> bool:
+    """What a sum with a process that died raises: JAX's own error or, by the place where it is met,
+    a ValueError. The text of either begins with one of XLA's names for a status."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)) is not None
+    )
 
 
 _together: _Together | None = None
