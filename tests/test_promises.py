@@ -666,6 +666,7 @@ def test_steps_per_call_and_microbatch_say_how_steps_are_taken(
         assert about["computed_with"] == {
             "platform": "cpu",
             "lstm": {"input_product": "inside", "unroll": 1},
+            "convolution": {"sums": True, "outputs": {"5": 4, "7": 2}},
             "steps_per_call": per_call,
         }
         assert files.fingerprint({k: about[k] for k in about if k != "computed_with"}) == one.key

@@ -26,6 +26,11 @@ class Form:
     sums: bool = False
     outputs: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
+    def as_record(self) -> dict[str, Any]:
+        """In JSON's types, whose keys are text."""
+        outputs = {str(width): outputs for width, outputs in self.outputs.items()}
+        return {"sums": self.sums, "outputs": outputs}
+
 
 # By platform, as benchmarks/layers.py measured: cpu. Elsewhere nothing was, and the compiler's own
 # convolution is a good guess.

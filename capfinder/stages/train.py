@@ -14,7 +14,7 @@ from capfinder.data.versions import Dataset, open_dataset
 from capfinder.errors import InputError, SettingsError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.models import lstm
+from capfinder.models import convolution, lstm
 from capfinder.stages import assembly, memory, progress
 from capfinder.stages.assembly import TrainedModel
 from capfinder.tracking import Tracker
@@ -234,5 +234,6 @@ def _computed_with(steps_per_call: int) -> dict[str, Any]:
     return {
         "platform": jax.default_backend(),
         "lstm": dataclasses.asdict(lstm.own_form()),
+        "convolution": convolution.own_form().as_record(),
         "steps_per_call": steps_per_call,
     }
