@@ -12,11 +12,18 @@ from capfinder.training import loop, schedules
 
 class Setup:
     """A model, and the dataset that it is trained on, in float32; all other settings at their
-    defaults: a constant learning rate, data on the device, no checkpoints. Dropout's bits come from
-    a 32-bit hash of counters, so its rate is exact to 2^-33."""
+    defaults: a constant learning rate, data on the device if they fit, no checkpoints. Dropout's
+    bits come from a 32-bit hash of counters, so its rate is exact to 2^-33."""
 
     def __init__(
-        self, version: Path, model_type: str, ours: dict[str, Any], *, batch_size: int, seed: int
+        self,
+        version: Path,
+        model_type: str,
+        ours: dict[str, Any],
+        *,
+        batch_size: int,
+        seed: int,
+        data_residency: str = "auto",
     ) -> None:
         config = settings.default_config()
         config.shared_params.model_type = model_type
@@ -24,6 +31,7 @@ class Setup:
         config.shared_params.dtype = "float32"
         config.shared_params.output_dir = str(version)  # nothing is written there
         config.tune_params.seed = seed
+        config.runtime_params.data_residency = data_residency
         assembly.configure_jax(config)
         self.config, self.dataset = config, open_dataset(version)
         self.hyperparameters = models.parse_hyperparameters(
