@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from capfinder.models import windows
+from capfinder.models import initial, windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param(
             "kernel",
-            nn.initializers.glorot_uniform(),
+            initial.glorot_uniform,
             (self.width, x.shape[-1], self.features),
             self.param_dtype,
         )
         y = convolve(own_form(), x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            bias = self.param("bias", initial.zeros, (self.features,), self.param_dtype)
             y += bias.astype(self.dtype)
         return y
 

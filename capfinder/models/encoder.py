@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from capfinder.models import search
+from capfinder.models import initial, search
 from capfinder.models.hyperparameters import hyperparameter, learning_rate
 from capfinder.models.layers import (
     Conv,
@@ -20,7 +20,6 @@ from capfinder.models.layers import (
     Dropout,
     PositionDense,
     classifier_head,
-    glorot,
     keras_classifier_head,
     param_dtype,
     precision,
@@ -51,7 +50,7 @@ class Hyperparameters:
     learning_rate: float = learning_rate(1e-3)
 
 
-def sinusoids(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def sinusoids(key: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Initial position codes (T, C): sines in the first half of the channels, cosines in the rest.
 
     Source: Vaswani et al. 2017, section 3.5; here only where training starts from."""
@@ -59,7 +58,7 @@ def sinusoids(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     rates = 10000.0 ** -np.linspace(0, 1, (channels + 1) // 2, endpoint=False)
     angles = np.arange(length)[:, None] * rates
     codes = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :channels]
-    return jnp.asarray(codes, dtype)
+    return codes.astype(dtype)
 
 
 def real_tokens(signal: jax.Array) -> jax.Array:
@@ -103,7 +102,12 @@ class Encoder(nn.Module):
 
     def _norm(self, name: str) -> nn.Module:
         return nn.LayerNorm(
-            NORM_EPSILON, name=name, use_fast_variance=False, **precision(self.dtype)
+            NORM_EPSILON,
+            name=name,
+            use_fast_variance=False,
+            scale_init=initial.ones,
+            bias_init=initial.zeros,
+            **precision(self.dtype),
         )
 
     def _attention(self, x: jax.Array, real: jax.Array, name: str, train: bool) -> jax.Array:
@@ -112,7 +116,8 @@ class Encoder(nn.Module):
         x = nn.MultiHeadDotProductAttention(
             h.num_heads,
             qkv_features=h.num_heads * h.head_size,
-            kernel_init=glorot,
+            kernel_init=initial.glorot_uniform,
+            bias_init=initial.zeros,
             force_fp32_for_softmax=self.dtype != jnp.float64,
             name=f"{name}_attention",
             **precision(self.dtype),

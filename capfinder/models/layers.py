@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from capfinder.models import initial
 from capfinder.models.convolution import Conv
 from capfinder.models.dropout import Dropout
 from capfinder.models.lstm import Lstm
@@ -33,8 +34,7 @@ __all__ = [
     "weighted_average",
 ]
 
-glorot = nn.initializers.glorot_uniform()
-Dense = functools.partial(nn.Dense, kernel_init=glorot)
+Dense = functools.partial(nn.Dense, kernel_init=initial.glorot_uniform, bias_init=initial.zeros)
 
 
 def param_dtype(dtype: Any) -> Any:
@@ -53,13 +53,15 @@ class PositionDense(nn.Module):
     x: (B, T, C) -> (B, T, features). Keras: EinsumDense("btc,co->bto", bias_axes="to")."""
 
     features: int
-    bias_init: Any = nn.initializers.zeros
+    bias_init: Any = initial.zeros
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", glorot, (x.shape[-1], self.features), self.param_dtype)
+        kernel = self.param(
+            "kernel", initial.glorot_uniform, (x.shape[-1], self.features), self.param_dtype
+        )
         bias = self.param("bias", self.bias_init, (x.shape[1], self.features), self.param_dtype)
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 

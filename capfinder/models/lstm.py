@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+
+from capfinder.models import initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +30,12 @@ def own_form() -> Form:
     return FORMS.get(jax.default_backend(), FORMS["gpu"])
 
 
-def _bias_with_open_forget_gate(rng: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def _bias_with_open_forget_gate(key: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Zeros, but ones for the forget gate: a new cell remembers. Source: Jozefowicz et al. 2015."""
     units = shape[0] // 4
-    return jnp.zeros(shape, dtype).at[units : 2 * units].set(1)
+    bias = np.zeros(shape, dtype)
+    bias[units : 2 * units] = 1
+    return bias
 
 
 class Lstm(nn.Module):
@@ -49,10 +54,10 @@ class Lstm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gates = 4 * self.units
         kernel = self.param(
-            "kernel", nn.initializers.glorot_uniform(), (x.shape[-1], gates), self.param_dtype
+            "kernel", initial.glorot_uniform, (x.shape[-1], gates), self.param_dtype
         )
         recurrent_kernel = self.param(
-            "recurrent_kernel", nn.initializers.orthogonal(), (self.units, gates), self.param_dtype
+            "recurrent_kernel", initial.orthogonal, (self.units, gates), self.param_dtype
         )
         bias = self.param("bias", _bias_with_open_forget_gate, (gates,), self.param_dtype)
         return lstm(

@@ -4,7 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+
+from capfinder.models import initial
 
 
 class BatchNorm(nn.Module):
@@ -38,11 +41,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, undropped: jax.Array | None = None) -> jax.Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
-        steps = self.variable("batch_stats", "steps", jnp.zeros, (), self.param_dtype)
+        scale = self.param("scale", initial.ones, shape, self.param_dtype)
+        bias = self.param("bias", initial.zeros, shape, self.param_dtype)
+        mean = self.variable("batch_stats", "mean", np.zeros, shape, self.param_dtype)
+        var = self.variable("batch_stats", "var", np.ones, shape, self.param_dtype)
+        steps = self.variable("batch_stats", "steps", np.zeros, (), self.param_dtype)
         if self.use_running_average:
             factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
             normal = (x.astype(self.param_dtype) - mean.value) * factor + bias

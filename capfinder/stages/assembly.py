@@ -15,6 +15,7 @@ from capfinder import memory, models
 from capfinder.data import loader
 from capfinder.data.versions import Dataset
 from capfinder.log import logger
+from capfinder.models import initial
 from capfinder.training import devices, precision, schedules
 from capfinder.training.step import TrainState, new_state
 
@@ -23,8 +24,6 @@ DEVICE_SHARE = 0.3  # of the device's memory that training data may take
 HOST_BYTES_ON_CPU = 2 * 2**30  # the "device" of a CPU is the host's memory; more is streamed
 EXAMPLE_SIGNALS = 256
 CACHE_BYTES = 2**30  # of compiled programs on the disk; those not used for longest go first
-# The program that makes the weights runs once: compiling it for speed takes 4 s of a core more.
-QUICKLY_COMPILED: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
 @dataclass(frozen=True)
@@ -164,22 +163,22 @@ def initial_state(config: ConfigDict, hyperparameters: Any, tx: Any, *, seed: in
     """Fresh weights and optimiser; one seed gives the same state every time."""
     chosen = policy(config)
     module = new_module(config, hyperparameters, compute_dtype=chosen.compute_dtype)
-    create = _creator(module, tx, chosen, config.shared_params.target_length)
-    state = create(np.uint32(seed))
+    signal = jax.ShapeDtypeStruct((1, config.shared_params.target_length, 1), chosen.param_dtype)
+    variables = initial.variables(module, signal, seed=seed)
+    state = _creator(module.apply, tx, chosen)(variables, np.uint32(seed))
     return replace(state, opt_state=schedules.at_start(tx, state.opt_state))
 
 
 @functools.lru_cache(maxsize=8)
-def _creator(module: nn.Module, tx: Any, chosen: precision.Policy, length: int) -> Any:
-    """() uint32 seed -> all of a state, in one program: array by array, JAX would compile fifty."""
+def _creator(apply_fn: Any, tx: Any, chosen: precision.Policy) -> Any:
+    """Variables and seed -> all of a state, in one program: array by array, JAX would compile
+    fifty."""
 
-    def create(seed: jax.Array) -> TrainState:
-        key_params, key_dropout = jax.random.split(jax.random.key(seed))
-        signal = jax.numpy.zeros((1, length, 1), chosen.param_dtype)
-        variables = module.init(key_params, signal, train=False)
-        return new_state(module.apply, variables, tx, key_dropout, chosen)
+    def create(variables: dict[str, Any], seed: jax.Array) -> TrainState:
+        _, key_dropout = jax.random.split(jax.random.key(seed))
+        return new_state(apply_fn, variables, tx, key_dropout, chosen)
 
-    return jax.jit(create).lower(np.uint32(0)).compile(QUICKLY_COMPILED)
+    return jax.jit(create)
 
 
 def trained_model(
