@@ -1,9 +1,24 @@
 """Libraries that need care when they are loaded: quiet, and off the GPU, which is for JAX."""
 
 import contextlib
+import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
+
+
+def lazily(name: str) -> Any:
+    """The module, which is loaded when something of it is first used."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tensorflow() -> Any:
