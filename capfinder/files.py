@@ -1,23 +1,28 @@
 """Files that appear whole or not at all: write under a temporary name, fsync, rename."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from capfinder.errors import InputError
 
 PARTIAL = ".partial-"
+CHECKSUM = "sha256"  # of the rest of a sealed JSON object
 
 
 def _partial_name(path: Path) -> Path:
-    return path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
+    # With the host: several may write to a directory that they share, under equal process ids.
+    return path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}+{socket.gethostname()}")
 
 
 def _fsync(path: Path) -> None:
@@ -36,6 +41,17 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """When the disk is full in the block, the error says for what; the system's doesn't."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is fsynced and renamed into place.
 
@@ -44,10 +60,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     partial = _partial_name(path)
     partial = partial.with_name(partial.name + "".join(path.suffixes))
     try:
-        yield partial
-        _fsync(partial)
-        partial.replace(path)
-        _fsync(path.parent)
+        with _named(path):
+            yield partial
+            _fsync(partial)
+            partial.replace(path)
+            _fsync(path.parent)
     finally:
         _remove(partial)
 
@@ -60,15 +77,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     _remove(partial)
     partial.mkdir()
     try:
-        yield partial
-        for member in sorted(partial.rglob("*")):
-            if member.is_file():
-                _fsync(member)
-        earlier = partial.with_name(f"{partial.name}-earlier")
-        if path.exists():
-            path.replace(earlier)
-        partial.replace(path)
-        _fsync(path.parent)
+        with _named(path):
+            yield partial
+            for member in sorted(partial.rglob("*")):
+                if member.is_file():
+                    _fsync(member)
+            earlier = partial.with_name(f"{partial.name}-earlier")
+            if path.exists():
+                path.replace(earlier)
+            partial.replace(path)
+            _fsync(path.parent)
         _remove(earlier)
     finally:
         _remove(partial)
@@ -82,9 +100,10 @@ def remove_partial(directory: Path, name: str = "") -> None:
 
 def remove_dead(directory: Path) -> None:
     """Clears what writers left directly in `directory` that were killed on this machine; needs no
-    lock, as the names of those that live stay."""
+    lock, as the names of those that live stay, and those of other machines."""
+    host = re.escape(socket.gethostname())
     for member in directory.glob(f"{PARTIAL}*"):
-        number = re.search(r"-(\d+)(\.[^-]*)?$", member.name)
+        number = re.fullmatch(rf"[^+]*-(\d+)(\+{host})?(\.[^-+]*)?", member.name)
         if number is not None and not _may_live(number[1]):
             _remove(member)
 
@@ -118,6 +137,23 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object with a checksum of itself in it, for `unsealed` to go by."""
+    plain = json.loads(json.dumps(value))
+    return {**plain, CHECKSUM: fingerprint(plain)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sealed. Raises: ValueError when that isn't what `value` holds."""
+    plain = dict(value)
+    expected = plain.pop(CHECKSUM, None)
+    if expected is None:
+        raise ValueError("there is no checksum; was it written by another version of capfinder?")
+    if expected != fingerprint(plain):
+        raise ValueError("the checksum is wrong: it isn't what was written")
+    return plain
+
+
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -139,9 +175,14 @@ def exclusive_lock(
     """Holds an advisory lock on `path`; the kernel frees it when the process ends, however it ends.
 
     When somebody else holds it: with `waiting`, that is told who it is, and the lock waited for.
-    Raises: InputError that names who holds it, without `waiting`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as stream:
+    Raises: InputError that names who holds it, without `waiting`; InputError for a directory that
+    can't be written to."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path.parent}: can't be written to ({error.strerror})") from None
+    with opened as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -155,6 +196,7 @@ def exclusive_lock(
             waiting(owner)
             fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(0)
-        stream.write(f"{holder}, process {os.getpid()}")
+        since = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+        stream.write(f"{holder}, process {os.getpid()} on {socket.gethostname()}, since {since}")
         stream.flush()
         yield

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import resource
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,17 @@ def trained_state(rng=None):
 
 
 def save_latest(checkpoints, step, state, **meta):
-    checkpoints.save_latest(step, state, meta, best_epoch=0, holds_best=False)
+    checkpoints.save_latest(step, state, meta, best_epoch=0)
 
 
 def largest_file(directory):
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path, byte, bit):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("rng", [jax.random.key, jax.random.PRNGKey])
@@ -135,6 +143,82 @@ def test_two_of_each_are_kept_and_a_number_that_comes_again_replaces_what_follow
     assert sorted(p.name for p in (tmp_path / "latest").iterdir()) == ["5", "6"]
 
 
+def noise(count, seed):
+    """Numbers that a file can't be made smaller of: their bits are everywhere in it."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=count), jnp.float32)
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed_or_does_no_harm(tmp_path):
+    """Some bits of each of its files, Orbax's own ones included, one at a time."""
+    best = {"params": {"kernel": noise((9, 5), 1), "bias": noise(5, 2)}, "batch_stats": {}}
+    state = {"weights": noise(40, 3), "step": jnp.int32(7)}
+    history = [{"epoch": 1, "val_loss": 1 / 3}]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(1, best, {"history": history})
+        checkpoints.save_latest(5, state, {"history": history}, best_epoch=1)
+    whole_meta = Checkpoints(tmp_path).read_meta()
+    rng = np.random.default_rng(0)
+    noticed, tried = dict.fromkeys(("best", "latest"), 0), 0
+    files = [p for p in sorted(tmp_path.rglob("*")) if p.is_file() and p.stat().st_size]
+    assert {p.relative_to(tmp_path).parts[2] for p in files} >= {"meta", "variables", "state"}
+    for path in files:
+        size = path.stat().st_size
+        for byte in {0, size // 2, size - 1, *rng.integers(size, size=5).tolist()}:
+            bit = int(rng.integers(8))
+            flip(path, byte, bit)
+            tried += 1
+            if "best" in path.parts:
+                try:
+                    assert_same(Checkpoints(tmp_path).restore_variables(), best)
+                    assert Checkpoints(tmp_path).read_meta() == whole_meta
+                    assert Checkpoints(tmp_path).has_best(1)
+                except InputError as error:
+                    assert str(path.relative_to(tmp_path).parent.parts[1]) in str(error)
+                    assert not Checkpoints(tmp_path).has_best(1)
+                    noticed["best"] += 1
+            else:
+                try:
+                    restored, meta = Checkpoints(tmp_path).restore_latest(state)
+                    assert_same(restored, state)
+                    assert meta["history"] == history
+                except StageFailedError as error:
+                    assert "none of its checkpoints can be read" in str(error)
+                    noticed["latest"] += 1
+            flip(path, byte, bit)
+    assert min(noticed.values()) > tried // 8, (noticed, tried)
+    assert_same(Checkpoints(tmp_path).restore_variables(), best)
+
+
+def test_a_checkpoint_without_checksums_is_not_used(tmp_path):
+    """As one that has lost them: nothing says that it is what was written."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(1, {"params": {"a": jnp.ones(3)}}, {})
+        save_latest(checkpoints, 1, {"a": jnp.ones(3)})
+    for path in tmp_path.rglob("meta/metadata"):
+        meta = json.loads(path.read_text())
+        del meta["sha256"]
+        path.write_text(json.dumps(meta))
+    with pytest.raises(InputError, match=r"there is no checksum.*Run the train stage again"):
+        Checkpoints(tmp_path).restore_variables()
+    with pytest.raises(StageFailedError, match=r"there is no checksum.*Remove"):
+        Checkpoints(tmp_path).restore_latest({"a": jnp.zeros(3)})
+
+
+def test_a_best_epoch_that_is_damaged_is_written_again_and_a_whole_one_is_left(tmp_path):
+    best = {"params": {"a": noise(500, 4)}, "batch_stats": {}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_best(3, best, {})
+    data = largest_file(tmp_path / "best" / "3" / "variables")
+    before = data.stat()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.mend_best(3, best, {})
+    assert data.stat() == before
+    flip(data, before.st_size // 2, 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.mend_best(3, best, {})
+    assert_same(Checkpoints(tmp_path).restore_variables(3), best)
+
+
 @pytest.mark.parametrize("damage", ["cut", "no meta"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     with Checkpoints(tmp_path) as checkpoints:
@@ -156,9 +240,9 @@ def test_when_none_can_be_read_the_error_says_what_to_do(tmp_path):
         checkpoints.save_best(1, {"params": {"a": jnp.arange(3000.0)}}, {})
     for kind in ("latest/1/state", "best/1/variables"):
         os.truncate(largest_file(tmp_path / kind), 10)
-    with pytest.raises(StageFailedError, match=r"none of its checkpoints can be read. Remove"):
+    with pytest.raises(StageFailedError, match=r"none of its checkpoints can be read .*Remove"):
         Checkpoints(tmp_path).restore_latest({"a": jnp.zeros(3000)})
-    with pytest.raises(InputError, match=r"can't be read .*Remove"):
+    with pytest.raises(InputError, match=r"can't be read .*Run the train stage"):
         Checkpoints(tmp_path).restore_variables()
 
 
@@ -176,7 +260,7 @@ def test_resuming_drops_best_epochs_that_the_restored_state_has_not_reached(tmp_
     variables = {"params": {"a": jnp.ones(2)}, "batch_stats": {}}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_best(3, variables, {})
-        checkpoints.save_latest(30, {"a": jnp.ones(2)}, {}, best_epoch=3, holds_best=True)
+        checkpoints.save_latest(30, {"a": jnp.ones(2)}, {}, best_epoch=3)
         checkpoints.save_best(4, variables, {})  # and killed before the latest of epoch 4
     checkpoints = Checkpoints(tmp_path)
     checkpoints.restore_latest({"a": jnp.zeros(2)})
@@ -195,6 +279,21 @@ def test_is_due_counts_from_the_last_save(tmp_path, monkeypatch):
         assert not checkpoints.is_due()
     assert not Checkpoints(tmp_path, minutes=None).is_due()
     assert Checkpoints(tmp_path, minutes=0).is_due()
+
+
+def test_a_clock_that_jumps_ends_no_write(tmp_path, monkeypatch):
+    """Days forward and back at every look, as when a machine wakes up or its clock is set."""
+    real, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + 30 * 86400 * (next(looks) % 3))
+    with Checkpoints(tmp_path) as checkpoints:
+        for number in (1, 2, 3):
+            checkpoints.save_best(number, {"params": {"a": jnp.arange(9.0) + number}}, {})
+            save_latest(checkpoints, number, {"a": jnp.arange(3000.0) + number})
+    assert next(looks) > 10
+    best = Checkpoints(tmp_path).restore_variables()
+    np.testing.assert_array_equal(best["params"]["a"], np.arange(9) + 3)
+    restored, _ = Checkpoints(tmp_path).restore_latest({"a": jnp.zeros(3000)})
+    np.testing.assert_array_equal(restored["a"], np.arange(3000) + 3)
 
 
 def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path):
@@ -240,7 +339,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_checkpoint_that_opens(tmp_path):
         checkpoints = Checkpoints(pathlib.Path({str(tmp_path)!r}))
         for n in itertools.count(1):
             state = {{"a": jnp.full(200_000, n, jnp.float32), "n": jnp.int32(n)}}
-            checkpoints.save_latest(n, state, {{"n": n}}, best_epoch=0, holds_best=False)
+            checkpoints.save_latest(n, state, {{"n": n}}, best_epoch=0)
             print(n, flush=True)
         """
     )

@@ -34,6 +34,16 @@ def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> 
     return Tiny(hyperparameters, num_classes)
 
 
+def keras_twin(hyperparameters: Hyperparameters, *, num_classes: int, layers: Any) -> Any:
+    def twin(signal: Any) -> Any:
+        x = layers.Flatten()(signal)
+        for layer, width in enumerate(hyperparameters.units):
+            x = layers.Dense(width, activation="relu", name=f"Dense_{layer}")(x)
+        return layers.Dense(num_classes, name=f"Dense_{len(hyperparameters.units)}")(x)
+
+    return twin
+
+
 def minimum_length(hyperparameters: Hyperparameters) -> int:
     return 1
 

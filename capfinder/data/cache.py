@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -98,8 +98,7 @@ def open_split(directory: Path, split: str) -> Split:
     opened = _open_cache(cache, tuple(shards.values()))
     if opened is not None:
         return opened
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with (cache.parent / f"{split}.lock").open("a") as lock:
+    with _lock_file(cache.parent / f"{split}.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building it: wait and use that
         opened = _open_cache(cache, tuple(shards.values()))
         if opened is not None:
@@ -109,6 +108,17 @@ def open_split(directory: Path, split: str) -> Split:
     opened = _open_cache(cache, tuple(shards.values()))
     assert opened is not None
     return opened
+
+
+def _lock_file(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: can't be written to ({error.strerror}). Give access to it, or set "
+            "runtime_params.data_residency=stream, which reads the shards themselves."
+        ) from None
 
 
 def open_shards(directory: Path, split: str) -> ShardedSplit:

@@ -66,7 +66,7 @@ def shard_paths(directory: Path, split: str) -> list[Path]:
     if not paths or paths != expected:
         raise InputError(
             f"{directory}: the shards of split {split!r} are missing or incomplete (found "
-            f"{len(paths)}). Copy the whole directory again, or remove it to have it rebuilt."
+            f"{len(paths)}). Copy the whole directory again, or remove it and run the etl stage."
         )
     return paths
 
@@ -227,7 +227,7 @@ def _open(path: Path) -> FileIO:
 def _damaged(path: Path, done: int, reason: str) -> InputError:
     return InputError(
         f"{path}: record {done + 1:,} is damaged ({reason}). Copy the dataset version again, or "
-        "remove it to have it rebuilt."
+        "remove its directory and run the etl stage, which builds it again."
     )
 
 

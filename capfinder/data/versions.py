@@ -1,5 +1,6 @@
 """Versions of a dataset on disk: found by fingerprint, opened, numbered; never overwritten."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from capfinder.log import logger
 FORMAT = 1  # of the dataset: part of the fingerprint, raised when equal input gives other bytes
 FIRST_VERSION = "1.0.0"
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of a file, and of the cache of a fingerprint
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ def open_dataset(directory: Path) -> Dataset:
         dataset = Dataset(directory, manifest["version"], manifest["fingerprint"], manifest)
         names = [shard["name"] for shard in manifest["shards"]]
         complete = {"counts", "num_classes", "target_length", "dtype", "warnings", "sources"}
-        if not complete <= manifest.keys() or manifest["counts"].keys() != set(SPLITS):
+        is_named_well = _NAME.fullmatch(dataset.fingerprint) and all(map(_NAME.fullmatch, names))
+        if not is_named_well or not complete <= manifest.keys():
+            raise KeyError
+        if manifest["counts"].keys() != set(SPLITS):
             raise KeyError
     except (KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{directory / MANIFEST}: isn't a dataset's manifest. Remove the directory to have the "
-            "version built again."
+            f"{directory / MANIFEST}: isn't a dataset's manifest. Remove the directory and run the "
+            "etl stage, which builds the version again."
         ) from None
     absent = [
         name
@@ -46,8 +51,8 @@ def open_dataset(directory: Path) -> Dataset:
     ]
     if absent:
         raise InputError(
-            f"{directory}: {', '.join(absent)} missing. Remove the directory to have the version "
-            "built again."
+            f"{directory}: {', '.join(absent)} missing. Copy the version there again, or remove "
+            "the directory and run the etl stage, which builds it again."
         )
     return dataset
 

@@ -4,10 +4,11 @@
     directory/latest/<step>/   state (everything, packed), meta
 
 Orbax writes in the background and gives a checkpoint its final name when it is whole. A failed
-write is an error at the next save or at `wait`, at the latest when training ends. Of several
-processes the main one alone writes, and says which checkpoint all of them resume from."""
+write is an error at the next save or at `wait`, at the latest when training ends. The meta has
+checksums of the arrays and of itself, and nothing is used that doesn't agree with them; a
+checkpoint without any, from before there were checksums, can't be told from a damaged one. Of
+several processes the main one alone writes, and says which checkpoint all of them resume from."""
 
-import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,14 +18,18 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 
+from capfinder import libraries
 from capfinder.errors import InputError, StageFailedError
 from capfinder.log import logger
-from capfinder.training import hosts
+from capfinder.training import hosts, reading
 from capfinder.training.packing import layout, pack, unpack
 
+ocp = libraries.lazily("orbax.checkpoint")  # which no training needs before its first step
+
+# Orbax goes by the clock on the wall: one that is put forward, or a machine that wakes up, would
+# end a write that is well on its way.
+WRITE_SECONDS = 10 * 365 * 86400
 KEPT = 2  # of each kind: one more than needed, in case the newest turns out damaged
 
 
@@ -45,9 +50,9 @@ class Checkpoints:
         self._latest_dir = self.directory / "latest"
         self._minutes = minutes
         self._about = dict(about or {})
-        self._managers: dict[Path, ocp.CheckpointManager] = {}
+        self._managers: dict[Path, Any] = {}
         self._saved_at = time.monotonic()
-        logging.getLogger("absl").addFilter(_is_not_orbax_s)
+        reading.hush_orbax()
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +77,7 @@ class Checkpoints:
             return None
         path = self._best_dir / str(epochs[0])
         try:
-            return _read_json(path / "meta")
+            return reading.read_meta(path)
         except Exception as error:  # Orbax raises many kinds for a damaged file
             raise self._read_error(path, error) from error
 
@@ -87,10 +92,21 @@ class Checkpoints:
             )
         path = self._best_dir / str(epochs[0])
         try:
-            variables = {"params": {}, "batch_stats": {}} | _read_arrays(path / "variables")
+            variables = {"params": {}, "batch_stats": {}} | reading.read(path, "variables")[1]
             return jax.tree.map(jnp.asarray, variables)
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
             raise self._read_error(path, error) from error
+
+    def has_best(self, epoch: int) -> bool:
+        """Whether the best epoch is on the disk, whole."""
+        return self._fault_of_best(epoch) is None
+
+    def _fault_of_best(self, epoch: int) -> str | None:
+        try:
+            reading.read(self._best_dir / str(epoch), "variables")
+        except Exception as error:  # as above
+            return _first_line(error)
+        return None
 
     # Writing, and resuming.
 
@@ -105,30 +121,30 @@ class Checkpoints:
         if hosts.is_main():
             # Arrays of several devices or processes would have Orbax write shards of them.
             arrays = jax.device_get(dict(variables))
-            self._save(self._best_dir, epoch, {"variables": arrays}, {**meta, "best_epoch": epoch})
+            self._save(self._best_dir, epoch, "variables", arrays, {**meta, "best_epoch": epoch})
+
+    def mend_best(self, epoch: int, variables: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """As `save_best`, unless it is there: its writer may have been killed before it was whole,
+        or it was damaged since."""
+        if hosts.is_main() and (fault := self._fault_of_best(epoch)):
+            path = self._best_dir / str(epoch)
+            logger.warning("%s: the checkpoint can't be read (%s); writing it again", path, fault)
+            self.save_best(epoch, variables, meta)
 
     def save_latest(
-        self,
-        step: int,
-        state: Any,
-        meta: Mapping[str, Any],
-        *,
-        best_epoch: int,
-        holds_best: bool,
+        self, step: int, state: Any, meta: Mapping[str, Any], *, best_epoch: int
     ) -> None:
         """Starts to write `state`, a PyTree of arrays; it may be donated after that.
 
-        best_epoch: the best when it was saved, 0 for none; holds_best: the state's own variables
-        are the best. If they aren't, the best has to be on disk before this checkpoint is."""
+        best_epoch: the best when it was saved, 0 for none."""
         if not hosts.is_main():
             return
-        if not holds_best:
-            self._wait(self._best_dir)
         packed, state_layout = pack(state)
         self._save(
             self._latest_dir,
             step,
-            {"state": packed},
+            "state",
+            packed,
             {**meta, "best_epoch": best_epoch, "layout": state_layout},
         )
         self._saved_at = time.monotonic()
@@ -152,43 +168,38 @@ class Checkpoints:
         _, step = hosts.hear("resume")
         if step is None:
             return None
-        path = self._latest_dir / str(step)
-        meta = _read_json(path / "meta")
+        meta, packed = reading.read(self._latest_dir / str(step), "state")
         del meta["layout"]
-        return unpack(template, _read_arrays(path / "state")), meta
+        return unpack(template, packed), meta
 
     def _restore_newest(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
         self.close()  # Orbax's managers don't look again at what is on disk
-        for directory in (self._best_dir, self._latest_dir):
+        for directory in filter(Path.exists, (self._best_dir, self._latest_dir)):
             for partial in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(partial, ignore_errors=True)
-        steps = _numbers(self._latest_dir)
-        for step in steps:
+        problem = None
+        for step in _numbers(self._latest_dir):
             path = self._latest_dir / str(step)
             try:
-                meta = _read_json(path / "meta")
-                if meta.pop("layout") != layout(template):
-                    raise StageFailedError(
-                        f"{path}: saved by a different model or precision. Remove "
-                        f"{self.directory}, or choose another shared_params.output_dir."
-                    )
-                state = unpack(template, _read_arrays(path / "state"))
-            except StageFailedError:
-                raise
-            except Exception as error:
+                meta, packed = reading.read(path, "state")
+            except Exception as error:  # as above
+                problem = _first_line(error)
                 logger.warning(
-                    "%s: the checkpoint can't be read (%s); trying an older one",
-                    path,
-                    _first_line(error),
+                    "%s: the checkpoint can't be read (%s); trying an older one", path, problem
                 )
                 continue
+            if meta.pop("layout") != layout(template):
+                raise StageFailedError(
+                    f"{path}: saved by a different model or precision. Remove {self.directory}, or "
+                    "choose another shared_params.output_dir."
+                )
             for epoch in _numbers(self._best_dir):
                 if epoch > meta["best_epoch"]:
                     shutil.rmtree(self._best_dir / str(epoch))
-            return step, state, meta
-        if steps:
+            return step, unpack(template, packed), meta
+        if problem is not None:
             raise StageFailedError(
-                f"{self._latest_dir}: none of its checkpoints can be read. Remove "
+                f"{self._latest_dir}: none of its checkpoints can be read ({problem}). Remove "
                 f"{self.directory} to train from the beginning."
             )
         return None
@@ -208,7 +219,7 @@ class Checkpoints:
             self._managers.clear()
 
     def _save(
-        self, directory: Path, number: int, items: dict[str, Any], meta: Mapping[str, Any]
+        self, directory: Path, number: int, item: str, arrays: Any, meta: Mapping[str, Any]
     ) -> None:
         try:
             manager = self._manager(directory)
@@ -217,11 +228,11 @@ class Checkpoints:
                 manager.wait_until_finished()  # one of them may still be on its way
                 for kept in stale:
                     manager.delete(kept)
-            arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+            whole = reading.with_checksums({**meta, "about": self._about}, arrays)
             saved = manager.save(
                 number,
                 args=ocp.args.Composite(
-                    **arrays, meta=ocp.args.JsonSave({**meta, "about": self._about})
+                    meta=ocp.args.JsonSave(whole), **{item: ocp.args.StandardSave(arrays)}
                 ),
             )
             assert saved, f"Orbax declined to save {number} in {directory}"
@@ -236,25 +247,33 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._write_error(directory, error) from error
 
-    def _manager(self, directory: Path) -> ocp.CheckpointManager:
+    def _manager(self, directory: Path) -> Any:
         if directory not in self._managers:
             directory.mkdir(parents=True, exist_ok=True)
             # Else Orbax waits for the other processes.
             alone = ocp.options.MultiprocessingOptions(
                 active_processes={0}, barrier_sync_key_prefix=directory.name
             )
+            # Directories made in the background would be waited for by that clock, too.
+            patient = ocp.options.AsyncOptions(
+                timeout_secs=WRITE_SECONDS, create_directories_asynchronously=False
+            )
             self._managers[directory] = ocp.CheckpointManager(
                 directory,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=KEPT, create=False, multiprocessing_options=alone
+                    max_to_keep=KEPT,
+                    create=False,
+                    multiprocessing_options=alone,
+                    async_options=patient,
+                    lightweight_initialize=True,  # what it would read may be damaged
                 ),
             )
         return self._managers[directory]
 
     def _read_error(self, path: Path, error: Exception) -> InputError:
         return InputError(
-            f"{path}: the checkpoint can't be read ({_first_line(error)}). Remove "
-            f"{self.directory} and train again."
+            f"{path}: the checkpoint can't be read ({_first_line(error)}). Run the train stage "
+            "again, which writes it anew where it can."
         )
 
     def _write_error(self, directory: Path, error: Exception) -> StageFailedError:
@@ -265,28 +284,13 @@ class Checkpoints:
         )
 
 
-def _is_not_orbax_s(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of every failure that it also raises, and that we report."""
-    return "orbax" not in record.pathname
-
-
 def _numbers(directory: Path) -> list[int]:
     """Epochs or steps of the whole checkpoints in a directory, newest first."""
     names = (path.name for path in directory.glob("*") if path.is_dir())
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return ocp.JsonCheckpointHandler().restore(path)
-
-
-def _read_arrays(path: Path) -> Any:
-    """A tree of NumPy arrays, whatever device they were saved from."""
-    reader = ocp.StandardCheckpointHandler()
-    saved = reader.metadata(path)
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), dict(saved))
-    return reader.restore(path, args=ocp.args.StandardRestore(template))
-
-
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    says_it_all = text and isinstance(error, ValueError | OSError | RuntimeError)
+    return text if says_it_all else f"{type(error).__name__} {text}".strip()

@@ -38,6 +38,7 @@ class FitResult:
     best_epoch: int  # 1-based
     best_val_loss: float
     stopped: str  # "max_epochs", "patience" or "interrupted"
+    resumed_at: int  # steps that earlier runs had taken
 
 
 def fit(
@@ -100,6 +101,7 @@ def fit(
         available_bytes=available_bytes,
     )
     run = resumed(state, steps_per_epoch, checkpoints, may_roll_back=max_rollbacks > 0)
+    resumed_at = len(run.history) * steps_per_epoch + run.steps_in_epoch
     with written_at_the_end(checkpoints):
         while (stopped := _stop_reason(run, max_epochs, patience)) is None:
             row = None
@@ -128,7 +130,7 @@ def fit(
             on_epoch(row)
     assert run.best is not None
     best = replace(run.state, **run.best)
-    return FitResult(best, run.history, run.best_epoch, run.best_val_loss, stopped)
+    return FitResult(best, run.history, run.best_epoch, run.best_val_loss, stopped, resumed_at)
 
 
 def _finish(run: Run, batches: Iterable[Batch], give_up: Callable[[], bool]) -> Row | None:

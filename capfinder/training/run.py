@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capfinder.errors import InputError, StageFailedError, StoppedError
+from capfinder.errors import StageFailedError, StoppedError
 from capfinder.log import logger
 from capfinder.training.checkpoint import Checkpoints
 from capfinder.training.devices import put_like
@@ -62,11 +62,6 @@ class Run:
     @property
     def best_val_loss(self) -> float:
         return self.history[self.best_epoch - 1]["val_loss"] if self.best_epoch else math.inf
-
-    @property
-    def holds_best(self) -> bool:
-        """The weights at hand are those of the best epoch."""
-        return self.steps_in_epoch == 0 and 0 < self.best_epoch == len(self.history)
 
 
 def no_sums(state: TrainState) -> Sums:
@@ -164,10 +159,10 @@ def resumed(
         run.good = on_host(state)
     if checkpoints is None:
         return run
-    found = checkpoints.restore_latest((*run.live[:2], state))
+    found = checkpoints.restore_latest((*run.live[:2], state, state.variables))
     if found is None:
         return run
-    (state, sums, good), meta = found
+    (state, sums, good, best), meta = found
     if meta["steps_per_epoch"] != steps_per_epoch:
         raise StageFailedError(
             f"{checkpoints.directory}: saved by a run of {meta['steps_per_epoch']} steps an epoch, "
@@ -180,13 +175,8 @@ def resumed(
     run.plateau, run.rollbacks = PlateauState(**meta["plateau"]), meta["rollbacks"]
     logger.info("training resumed at epoch %d, step %d", len(run.history) + 1, run.steps_in_epoch)
     if run.best_epoch:
-        try:
-            run.best = checkpoints.restore_variables(run.best_epoch)
-        except InputError:
-            if not run.holds_best:
-                raise
-            # The writer was killed when `latest` was whole and `best` of the same epoch wasn't.
-            save_best(run, checkpoints)
+        run.best = best
+        checkpoints.mend_best(run.best_epoch, best, _best_meta(run))
     return run
 
 
@@ -194,8 +184,11 @@ def save_best(run: Run, checkpoints: Checkpoints | None) -> None:
     """Takes the weights at hand, which are those of `run.best_epoch`, as the best."""
     run.best = copied(run.state.variables)  # the originals will be donated
     if checkpoints is not None:
-        meta = {"best_val_loss": run.best_val_loss, "history": list(run.history)}
-        checkpoints.save_best(run.best_epoch, run.best, meta)
+        checkpoints.save_best(run.best_epoch, run.best, _best_meta(run))
+
+
+def _best_meta(run: Run) -> dict[str, Any]:
+    return {"best_val_loss": run.best_val_loss, "history": run.history[: run.best_epoch]}
 
 
 def save_latest(run: Run, checkpoints: Checkpoints | None) -> None:
@@ -215,12 +208,10 @@ def save_latest(run: Run, checkpoints: Checkpoints | None) -> None:
         "history": list(run.history),  # it grows while Orbax writes in the background
         "plateau": asdict(run.plateau),
     }
+    # The best too, though it has a place of its own: from here it is written again if it is lost.
+    best = state.variables if run.best is None else run.best
     checkpoints.save_latest(
-        int(state.step),
-        (state, sums, run.good),
-        meta,
-        best_epoch=run.best_epoch,
-        holds_best=run.holds_best,
+        int(state.step), (state, sums, run.good, best), meta, best_epoch=run.best_epoch
     )
 
 

@@ -76,7 +76,8 @@ def make_schedule(
         case "cyclic_lr":
             own = dict(params)
             step_size = round(own.pop("step_size_factor") * steps_per_epoch)
-            return Schedule(cyclic(**own, step_size=max(1, step_size)))
+            # A cycle may be longer than all steps there are; its length only has to fit the type.
+            return Schedule(cyclic(**own, step_size=min(max(1, step_size), MAX_STEPS // 2)))
         case "sgdr":
             return Schedule(sgdr(**params, steps_per_epoch=steps_per_epoch))
     raise ValueError(f"unknown learning rate schedule {type!r}")
