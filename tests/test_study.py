@@ -3,14 +3,17 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
-from capfinder.errors import InputError, SettingsError
-from capfinder.stages.study import Plan, Study, Trial, Waiting
+from capfinder.errors import InputError, SettingsError, StageFailedError
+from capfinder.stages import heartbeat, storage
+from capfinder.stages.study import Lost, Plan, Study, Trial, Waiting
 
 STRATEGIES = ("random_search", "bayesian_optimization", "hyperband")
 EPOCHS = 4
@@ -74,6 +77,21 @@ def test_max_trials_counts_complete_and_pruned_trials_over_reruns(tmp_path: Path
         assert study.finished() == len(study.trials()) == expected
 
 
+def test_no_trial_is_taken_up_beyond_a_lowered_cap(tmp_path: Path):
+    study = open_study(tmp_path, plan(max_trials=4))
+    dead = [study.next_trial() for _ in range(4)]
+    train(dead[0])
+    for trial in dead[1:]:
+        trial._lock.close()
+    fewer = [open_study(tmp_path, plan(max_trials=2)) for _ in range(2)]
+    trial = fewer[0].next_trial()
+    assert trial and trial.number == 1
+    with pytest.raises(Waiting, match="trial 1"):
+        fewer[1].next_trial()
+    train(trial)
+    assert fewer[0].next_trial() is fewer[1].next_trial() is None
+
+
 def test_only_hyperband_prunes(undisturbed):
     pruned = {s: sum(t[1] == "PRUNED" for t in trials) for s, trials in undisturbed.items()}
     assert pruned["random_search"] == pruned["bayesian_optimization"] == 0
@@ -117,8 +135,7 @@ def test_trials_cut_short_anywhere_end_as_undisturbed_ones(
             value = draw(trial)
             for epoch in range(1, moment):
                 if trial.report(epoch, value * epoch / EPOCHS):
-                    trial.prune()
-                    return
+                    break  # dead before it is noted as pruned
         trial._lock.close()  # what the kernel does when the process dies
 
     moment = 0
@@ -216,7 +233,7 @@ def test_overwrite_starts_anew_but_not_under_another_worker(tmp_path: Path):
     study = open_study(tmp_path, plan(max_trials=2))
     running = study.next_trial()
     assert running
-    with pytest.raises(InputError, match="another worker runs trial 0"):
+    with pytest.raises(InputError, match=r"another worker .* runs trial 0"):
         open_study(tmp_path, plan(max_trials=2), overwrite=True)
     train(running)
     fresh = open_study(tmp_path, plan(max_trials=2), overwrite=True)
@@ -265,3 +282,211 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_the_password(tmp_path
         open_study(tmp_path, plan(), storage=url)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_trial_that_ends_its_process_with_an_error_fails_the_second_time(tmp_path: Path):
+    study = open_study(tmp_path, plan(max_trials=1))
+    for _ in range(2):
+        trial = study.next_trial()
+        assert trial and trial.number == 0
+        trial.abandon("XlaRuntimeError: no such convolution")
+    trial = study.next_trial()
+    assert trial and trial.number == 1
+    trial.complete(0.5)
+    reason = study.trials()[0].user_attrs["reason"]
+    assert reason == "its process died 2 times: XlaRuntimeError: no such convolution"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+@pytest.fixture
+def quick_hearts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.25)
+
+
+def on_host(name: str, tmp_path: Path, url: str, **changes: Any) -> Study:
+    """Workers with other lock files are to each other as those on other hosts."""
+    (tmp_path / name).mkdir(exist_ok=True)
+    the_plan = changes.pop("plan", None) or plan("random_search", max_trials=3)
+    return open_study(tmp_path / name, the_plan, storage=url, **changes)
+
+
+def next_in_time(study: Study) -> Trial | None:
+    """Waits for it as long as another worker may still live."""
+    while True:
+        try:
+            return study.next_trial()
+        except Waiting:
+            time.sleep(0.01)
+
+
+def fall_silent(trial: Trial) -> None:
+    """As a worker does whose host has stopped."""
+    assert trial._heart is not None
+    trial._heart.stop()
+
+
+def test_a_trial_of_a_silent_worker_elsewhere_is_taken_up_and_lost_to_it(
+    tmp_path: Path, url: str, quick_hearts
+):
+    ours, theirs = (on_host(name, tmp_path, url, plan=plan(max_trials=1)) for name in "ab")
+    sleeper = theirs.next_trial()
+    assert sleeper and sleeper.number == 0
+    sleeper.report(1, 0.1)
+    for _ in range(2 * heartbeat.MISSED_BEATS):
+        with pytest.raises(Waiting, match=r"trial 0 \(process \d+ on "):
+            ours.next_trial()
+        time.sleep(heartbeat.BEAT_SECONDS)
+    fall_silent(sleeper)
+    mine = next_in_time(ours)
+    assert mine and mine.number == 0
+    for end in (lambda: sleeper.report(2, 0.2), lambda: sleeper.complete(0.2), sleeper.prune):
+        with pytest.raises(Lost):
+            end()
+    sleeper.leave()
+    assert mine.report(1, 0.9) is False
+    mine.complete(0.5)
+    with pytest.raises(Lost):
+        sleeper.fail("too late")
+    (only,) = ours.trials()
+    assert (only.value, only.intermediate_values, only.user_attrs["starts"]) == (0.5, {1: 0.1}, 2)
+    assert next_in_time(theirs) is None
+
+
+def test_a_trial_left_on_purpose_is_taken_up_elsewhere_at_once(tmp_path: Path, url: str):
+    ours, theirs = (on_host(name, tmp_path, url) for name in "ab")
+    trial = theirs.next_trial()
+    assert trial
+    trial.leave()
+    mine = ours.next_trial()
+    assert mine and (mine.number, ours.trials()[0].user_attrs["starts"]) == (0, 1)
+    mine.leave()
+
+
+def test_workers_on_many_hosts_keep_to_the_cap(tmp_path: Path, url: str):
+    """None sees the locks of another; all see the last place free at the same moment."""
+    studies = [on_host(f"host_{n}", tmp_path, url, plan=plan(max_trials=TRIALS)) for n in range(4)]
+    together = threading.Barrier(len(studies))
+    errors = []
+
+    def work(study: Study) -> None:
+        try:
+            together.wait()
+            while (trial := next_in_time(study)) is not None:
+                time.sleep(0.01)
+                trial.complete(0.5)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(study,)) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [trial.state.name for trial in studies[0].trials()] == ["COMPLETE"] * TRIALS
+
+
+def test_of_two_hosts_that_take_the_last_place_at_once_one_gets_it(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+):
+    ask, both_saw_it_free = optuna.Study.ask, threading.Barrier(2)
+
+    def ask_together(study: optuna.Study) -> optuna.Trial:
+        both_saw_it_free.wait(60)
+        return ask(study)
+
+    monkeypatch.setattr(optuna.Study, "ask", ask_together)
+    studies = [on_host(name, tmp_path, url, plan=plan(max_trials=1)) for name in "ab"]
+    got: list[Trial] = []
+    refused: list[Waiting] = []
+
+    def take(study: Study) -> None:
+        try:
+            trial = study.next_trial()
+            assert trial
+            got.append(trial)
+        except Waiting as others:
+            refused.append(others)
+
+    threads = [threading.Thread(target=take, args=(study,)) for study in studies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused), got[0].number) == (1, 1, 0)
+    got[0].complete(0.5)
+    assert [study.next_trial() for study in studies] == [None, None]
+    assert [trial.number for trial in studies[0].trials()] == [0]  # no failure is counted either
+
+
+def test_overwrite_waits_for_a_sign_of_life_from_elsewhere(tmp_path: Path, url: str, quick_hearts):
+    theirs = on_host("a", tmp_path, url)
+    running = theirs.next_trial()
+    assert running
+    with pytest.raises(InputError, match=r"another worker .* runs trial 0"):
+        on_host("b", tmp_path, url, overwrite=True)
+    fall_silent(running)
+    assert on_host("b", tmp_path, url, overwrite=True).trials() == []
+    with pytest.raises(Lost):
+        running.complete(0.5)
+    running.close()
+
+
+def test_a_pause_of_the_looker_counts_as_one_look(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch = heartbeat.Watch()
+    assert not watch.is_dead(0, "a")
+    now += 1000 * heartbeat.BEAT_SECONDS
+    assert not watch.is_dead(0, "a")
+    assert not watch.is_dead(0, "b")  # it beats again
+    looks = []
+    for _ in range(heartbeat.MISSED_BEATS):
+        now += heartbeat.BEAT_SECONDS
+        looks += [watch.is_dead(0, "b"), watch.is_dead(0, "b"), watch.is_dead(1, now)]
+    assert looks == [False] * (3 * heartbeat.MISSED_BEATS - 3) + [True, True, False]
+
+
+def test_a_database_that_is_away_for_a_while_is_waited_for(tmp_path: Path, caplog, monkeypatch):
+    caplog.set_level("WARNING", "capfinder")
+    monkeypatch.setattr(storage, "WAIT_SECONDS", 0.01)
+    place = tmp_path / "place"
+    place.mkdir()
+    study = on_host("a", tmp_path, f"sqlite:///{place}/study.db", plan=plan(max_trials=1))
+    place.rename(tmp_path / "away")
+    study._storage._backend.engine.dispose()  # the connections are lost
+    back = threading.Timer(0.3, lambda: (tmp_path / "away").rename(place))
+    back.start()
+    run_all(study)
+    back.join()
+    assert study.finished() == 1
+    assert "can't be reached" in caplog.text
+
+
+def test_a_database_that_is_lost_ends_the_work_in_a_line(tmp_path: Path, url: str):
+    with (
+        pytest.raises(StageFailedError, match=r"the study's database failed .*not a database"),
+        on_host("a", tmp_path, url) as study,
+    ):
+        trial = study.next_trial()
+        assert trial
+        (tmp_path / "study.db").write_bytes(b"no database any more" * 1000)
+        study._storage._backend.engine.dispose()
+        try:
+            trial.report(1, 0.5)
+        except optuna.exceptions.StorageInternalError:
+            trial.leave()  # says nothing more
+            raise
+
+
+def test_studies_are_known_by_name_and_settings_without_making_any(tmp_path: Path, url: str):
+    for storage_url in (None, url):
+        assert storage.studies(tmp_path, storage_url) == {}
+        assert not any(tmp_path.iterdir()) or storage_url
+        open_study(tmp_path, plan(), storage=storage_url, facts={"batch_size": 8})
+        known = storage.studies(tmp_path, storage_url)
+        assert known == {f"toy-{'f' * 16}": {"batch_size": 8}}

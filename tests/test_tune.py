@@ -322,12 +322,22 @@ def test_a_study_is_one_of_its_microbatch(dataset, undisturbed):
 def test_max_trials_failures_end_the_stage_with_advice(tmp_path):
     broken = write_dataset(tmp_path / "dataset", broken=True)
     config = make_config(tmp_path, max_trials=2)
-    for _ in range(2):  # a rerun may try again
-        with pytest.raises(StageFailedError, match="2 trials failed") as caught:
-            run(config, broken)
-        assert "learning rates" in str(caught.value)
-        assert "epoch 1" in str(caught.value)
+    with pytest.raises(StageFailedError, match="2 trials failed; the last") as caught:
+        run(config, broken)
+    assert "learning rates" in str(caught.value)
+    assert "epoch 1" in str(caught.value)
     assert tune.best(config, dataset=broken) is None
+
+
+def test_failures_of_earlier_runs_count_until_max_trials_is_raised(tmp_path):
+    broken = write_dataset(tmp_path / "dataset", broken=True)
+    earlier = r"trials failed, 2 of them in earlier runs or other workers; the last one: .* epoch 1"
+    with pytest.raises(StageFailedError):
+        run(make_config(tmp_path, max_trials=2), broken)
+    for max_trials, failed in ((2, 2), (3, 3)):
+        with pytest.raises(StageFailedError, match=f"{failed} {earlier}") as caught:
+            run(make_config(tmp_path, max_trials=max_trials), broken)
+        assert "A higher tune_params.max_trials goes on" in str(caught.value)
 
 
 def test_an_error_that_is_not_the_trials_own_ends_the_run_and_loses_nothing(
@@ -341,6 +351,86 @@ def test_an_error_that_is_not_the_trials_own_ends_the_run_and_loses_nothing(
         with pytest.raises(ZeroDivisionError):
             run(make_config(tmp_path), dataset)
     assert outcome(run(make_config(tmp_path), dataset)) == outcome(undisturbed)
+
+
+def test_an_error_that_comes_again_fails_its_trial_and_the_study_goes_on(
+    tmp_path, dataset, monkeypatch
+):
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(assembly, "initial_state", fail)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                run(make_config(tmp_path), dataset)
+    result = run(make_config(tmp_path), dataset)
+    assert [row["state"] for row in result.trials] == ["fail"] + 3 * ["complete"]
+    assert result.trials[0]["reason"].endswith("died 2 times: ZeroDivisionError: a bug")
+
+
+def test_each_trial_is_told_as_it_ends_and_the_best_marked(
+    tmp_path, dataset, undisturbed, monkeypatch
+):
+    monkeypatch.setattr(log.logger, "propagate", log.logger.propagate)  # as it is, afterwards
+    path = log.start(tmp_path / "logs")
+    run(make_config(tmp_path), dataset)
+    log.stop()
+    told = [line.split(" | ")[-1] for line in path.read_text().splitlines()]
+    best = None
+    for row in undisturbed.trials:
+        best = row if best is None or row["value"] > best["value"] else best
+        value, best_value = f"{row['value']:.1%}", f"{best['value']:.1%}"
+        line = f"trial {row['number']}: complete, 2 epochs, val_accuracy {value}; best so far: "
+        assert told.count(f"{line}trial {best['number']}, {best_value}") == 1
+    (marked,) = [line for line in told if "complete (best)" in line]
+    assert re.split(r"\W+", marked)[1] == str(undisturbed.trial)
+
+
+def another_worker(config: ConfigDict, dataset: Dataset) -> Any:
+    return tune.open_study(config, dataset)
+
+
+def test_what_another_worker_does_is_told_and_may_be_the_best(tmp_path, dataset, caplog):
+    def work() -> None:
+        other = another_worker(config, dataset).next_trial()
+        other.note(hyperparameters={"units": [4], "learning_rate": 0.5})
+        other.complete(1.01)  # nothing is better
+
+    config, recorder = make_config(tmp_path, max_trials=2), Recorder()
+    recorder.at["trial_0", 1] = work
+    caplog.set_level("INFO", "capfinder")
+    result = run(config, dataset, recorder)
+    assert [row["state"] for row in result.trials] == ["complete", "complete"]
+    assert (result.trial, result.best_value, result.hyperparameters.units) == (1, 1.01, (4,))
+    assert re.search(r"trial 0: .*; best so far: trial 1, 101\.0%", caplog.text)
+    assert re.search(r"trial 1 \(by process \d+ on .*\): complete", caplog.text)
+
+
+def test_a_trial_lost_to_another_worker_is_let_go(tmp_path, dataset, undisturbed, caplog):
+    def steal() -> None:
+        recorder.at.clear()
+        study = another_worker(config, dataset)
+        (running,) = [each for each in study.trials() if each.state.name == "RUNNING"]
+        study._storage.set_trial_user_attr(running._trial_id, "worker", "elsewhere:1:x")
+
+    config, recorder = make_config(tmp_path), Recorder()
+    recorder.at["trial_1", 1] = steal
+    result = run(config, dataset, recorder)
+    assert "trial 1: another worker has it now" in caplog.text
+    assert outcome(result) == outcome(undisturbed)  # as that worker isn't there
+
+
+def test_the_time_is_over_also_for_who_waits_for_other_workers(tmp_path, dataset, caplog):
+    config = make_config(tmp_path, timeout_minutes=0.005)
+    study = another_worker(config, dataset)
+    taken = [study.next_trial() for _ in range(3)]
+    caplog.set_level("INFO", "capfinder")
+    result = run(config, dataset)
+    assert result.source == "model_params"
+    assert "Waiting for other workers" in caplog.text and "timeout_minutes" in caplog.text
+    for each in taken:
+        each.leave()
 
 
 def test_no_time_means_no_trial(tmp_path, dataset):

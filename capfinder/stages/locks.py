@@ -1,6 +1,8 @@
 """File locks that the kernel frees when their holder dies, however it dies."""
 
 import fcntl
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,15 +31,17 @@ def take(path: Path) -> IO[str] | None:
 class KernelLock:
     """The lock that an Optuna journal file is written under.
 
-    Optuna's own stays behind after a kill, and everybody then waits half a minute for it."""
+    Optuna's own stays behind after a kill, and everybody then waits half a minute for it. What a
+    killed writer or a full disk has left unfinished goes before the next line is written."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, journal: Path) -> None:
+        self._path, self._journal = path, journal
         self._stream: IO[str] | None = None
 
     def acquire(self) -> bool:
         self._stream = self._path.open("a")
         fcntl.flock(self._stream, fcntl.LOCK_EX)
+        drop_unfinished_line(self._journal)
         return True
 
     def release(self) -> None:
@@ -51,7 +55,20 @@ def drop_unfinished_line(journal: Path) -> None:
     if not journal.exists():
         return
     with journal.open("rb+") as stream:
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            stream.truncate(whole)
+        if stream.seek(0, os.SEEK_END) == 0:
+            return
+        stream.seek(-1, os.SEEK_END)
+        if stream.read(1) != b"\n":
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def first_damaged_line(journal: Path) -> str:
+    """' (line N)', the first that isn't JSON; '' when all are."""
+    with journal.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                return f" (line {number:,})"
+    return ""

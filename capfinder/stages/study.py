@@ -1,97 +1,45 @@
-"""The Optuna study behind tuning: who may start a trial, what it draws, what happens to it.
+"""The Optuna study behind tuning: who may start a trial, and who takes one up again.
 
 Trials survive their worker. A running trial has a lock file that the kernel frees when its worker
-dies, however it dies; the next worker that sees a running trial without an owner takes it up again
-under its own number. Draws depend on the seed, the trial's number, the parameter's name and the
-finished trials alone, so a study that was cut short draws what an undisturbed one would."""
+dies, however it dies; workers that share a database but not the lock files also keep a heartbeat.
+The next worker that sees a running trial without an owner takes it up again under its own number.
+Should two ever run one, which an owner that woke up from a long sleep can bring about, the one
+that took it up last ends it, and the other finds it lost."""
 
-import hashlib
 import socket
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from capfinder.errors import InputError, SettingsError
-from capfinder.settings import without_password
-from capfinder.stages import locks
+from capfinder.errors import InputError, StageFailedError
+from capfinder.log import logger
+from capfinder.stages import heartbeat, locks
+from capfinder.stages.running_trial import Lost, Trial
+from capfinder.stages.storage import open_storage, what_it_said
+from capfinder.stages.strategy import Plan, Sampler, make_pruner
+
+__all__ = ["Lost", "Plan", "Study", "Trial", "Waiting", "name_of", "worker_name"]
 
 MOST_STARTS = 2  # a trial whose worker died is taken up again once
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How trials are chosen and pruned."""
-
-    strategy: str  # "random_search", "bayesian_optimization" or "hyperband"
-    max_trials: int  # complete and pruned ones, over all reruns and workers
-    max_epochs: int
-    factor: int  # hyperband: one in `factor` trials goes a rung up
-    seed: int
+WAIT_SECONDS = 1.0  # between two looks at a worker that may be dead
 
 
 class Waiting(Exception):
-    """Every trial left is being run by another worker."""
-
-
-class Trial:
-    """A trial of ours: `parameters` to draw from, then reports, then one of the ends."""
-
-    def __init__(self, trial: optuna.Trial, lock: IO[str], plan: Plan) -> None:
-        self.parameters, self.number = trial, trial.number
-        self._lock, self._plan = lock, plan
-        frozen = trial.study.get_trials(deepcopy=False)[trial.number]
-        self._reported = dict(frozen.intermediate_values)  # by an earlier worker
-        self._starts = frozen.user_attrs.get("starts", 0)
-        self._started = time.monotonic()
-        self.note(starts=self._starts + 1)
-
-    def note(self, **facts: Any) -> None:
-        """Keeps JSON-able facts with the trial."""
-        for name, value in facts.items():
-            self.parameters.set_user_attr(name, value)
-
-    def report(self, epoch: int, value: float) -> bool:
-        """Reports the value of an epoch (1-based); True when the trial should be pruned now."""
-        if epoch not in self._reported:
-            self.parameters.report(value, epoch)
-        if epoch < max(self._reported, default=0) or epoch >= self._plan.max_epochs:
-            return False  # an earlier worker went on from here; or nothing is left to save
-        return self.parameters.should_prune()
-
-    def complete(self, value: float) -> None:
-        self._end(TrialState.COMPLETE, value)
-
-    def prune(self) -> None:
-        self._end(TrialState.PRUNED)
-
-    def fail(self, reason: str) -> None:
-        self.note(reason=reason)
-        self._end(TrialState.FAIL)
-
-    def leave(self) -> None:
-        """Stays a running trial, to be taken up again; the stop doesn't count against it."""
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # a signal came as it ended
-            self.note(starts=self._starts)
-        self._lock.close()
-
-    def _end(self, state: TrialState, value: float | None = None) -> None:
-        self.note(seconds=round(time.monotonic() - self._started, 1))
-        self.parameters.study.tell(self.parameters, value, state=state)
-        self._lock.close()
+    """Every trial left is being run by another worker; the text names them."""
 
 
 class Study:
-    """One study under a fixed name; any number of workers may have it open."""
+    """One study under a fixed name; any number of workers may have it open.
+
+    As a context manager it says in a line when its database is lost."""
 
     def __init__(
         self,
@@ -102,36 +50,60 @@ class Study:
         storage: str | None,
         plan: Plan,
         first: Mapping[str, Any] | None,
+        facts: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Opens the study, or makes it with `first` as its first trial's parameters.
+        """Opens the study, or makes it.
 
-        storage: an Optuna URL; None: a journal file in `directory`.
+        storage: an Optuna URL; None: a journal file in `directory`. first: the parameters of
+        trial 0. facts: what the fingerprint is of, kept to tell studies apart.
         Raises: SettingsError when the storage can't be used; InputError when `overwrite` would
         take a study away from another worker."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.directory, self.fingerprint = directory, fingerprint
-        self.name = f"{name_prefix}-{fingerprint[:16]}"
+        self.name = name_of(name_prefix, fingerprint)
         self._locks, self._plan = directory / "locks", plan
         self._locks.mkdir(parents=True, exist_ok=True)
-        # Locks say nothing about workers that keep theirs elsewhere.
-        self._home = f"{socket.gethostname()}:{directory.resolve()}" if storage else ""
-        self._storage = _open_storage(directory, storage)
+        self._home = _home(self._locks) if storage else ""
+        self._watch = heartbeat.Watch()
+        self._sampler, self._pruner = Sampler(plan, first), make_pruner(plan)
+        self._storage = open_storage(directory, storage)
         with self.exclusively():
             if overwrite:
                 self._delete()
             study = self._load()
-            if first is not None and not study.get_trials(deepcopy=False):
-                study.enqueue_trial(dict(first))
+            if facts is not None and "settings" not in study.user_attrs:
+                study.set_user_attr("settings", dict(facts))
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Raises: StageFailedError in place of an error of the database."""
+        if isinstance(error, StorageInternalError):
+            raise StageFailedError(
+                f"tune_params.storage: the study's database failed ({what_it_said(error)}); "
+                "the same command goes on from here"
+            ) from error
 
     def exclusively(self) -> AbstractContextManager[None]:
-        """Holds the study for itself, for as long as it takes to look and act on it."""
+        """Holds the study for itself, among those who share its directory, for as long as it
+        takes to look and act on it."""
         return locks.held(self._locks / f"{self.name}.lock")
 
     def trials(self) -> list[FrozenTrial]:
         """Those that were begun."""
         found = self._load().get_trials(deepcopy=False)
-        return [trial for trial in found if trial.state != TrialState.WAITING]
+        return [
+            trial
+            for trial in found
+            if trial.state != TrialState.WAITING and not trial.user_attrs.get("surplus")
+        ]
 
     def finished(self) -> int:
         return sum(trial.state in FINISHED for trial in self.trials())
@@ -150,32 +122,43 @@ class Study:
 
         Raises: Waiting when other workers run all that are left."""
         with self.exclusively():
-            taken = 0  # by workers that are alive, as far as one can tell
-            elsewhere = 0
-            for frozen in self.trials():
-                if frozen.state != TrialState.RUNNING:
-                    continue
-                if self._home and frozen.user_attrs.get("home", self._home) != self._home:
-                    elsewhere += 1
-                    continue
-                lock = self._own(frozen.number)
-                if lock is None:
-                    taken += 1
-                elif trial := self._take_up(frozen.number, lock):
-                    return trial
-            if self.finished() + taken + elsewhere < self._plan.max_trials:
-                return self._start(self._load().ask())
-            if taken:
-                raise Waiting
-            return None
+            trial, running = None, [(frozen, self._free(frozen)) for frozen in self._running()]
+            taken = [frozen for frozen, lock in running if lock is None]  # by workers that live
+            finished = self.finished()
+            has_place = finished + len(taken) < self._plan.max_trials
+            for frozen, lock in running:
+                if lock is not None and has_place and trial is None:
+                    trial = self._take_up(frozen.number, lock)
+                elif lock is not None:
+                    lock.close()
+            if trial is None and has_place:
+                trial = self._start(self._load().ask())
+            if trial is None and finished < self._plan.max_trials:
+                shown = (f"{frozen.number} ({worker_name(frozen)})" for frozen in taken)
+                raise Waiting(f"trial {', '.join(shown)}")
+            return trial
+
+    def _running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
 
     def _start(self, asked: optuna.Trial) -> Trial:
         lock = self._own(asked.number)
         assert lock is not None, "a new trial's lock is free"
-        trial = Trial(asked, lock, self._plan)
-        if self._home:
-            trial.note(home=self._home)
-        return trial
+        trial = Trial(asked, lock, self._plan, self._home)
+        if not self._home or self._has_place(asked.number):
+            return trial
+        trial.note(surplus=True)
+        trial.fail("others had started enough trials at the same moment")
+        raise Waiting("a trial that was just started")
+
+    def _has_place(self, number: int) -> bool:
+        """False where workers elsewhere, who don't see our locks, have begun enough before it.
+
+        The database numbers trials in the order in which they are made, so of several workers
+        that take the last place at once all but one find it taken."""
+        before = [trial for trial in self.trials() if trial.number < number]
+        counted = sum(trial.state in (TrialState.RUNNING, *FINISHED) for trial in before)
+        return counted < self._plan.max_trials
 
     def _take_up(self, number: int, lock: IO[str]) -> Trial | None:
         """The trial, unless its worker had just ended it or it has already been taken up."""
@@ -183,12 +166,26 @@ class Study:
         frozen = study.get_trials(deepcopy=False)[number]
         if frozen.state == TrialState.RUNNING:
             if frozen.user_attrs.get("starts", 0) < MOST_STARTS:
-                return Trial(optuna.Trial(study, frozen._trial_id), lock, self._plan)
-            reason = f"its process died {MOST_STARTS} times: killed, perhaps for its memory"
-            self._storage.set_trial_user_attr(frozen._trial_id, "reason", reason)
-            study.tell(number, state=TrialState.FAIL)
+                logger.info("trial %d: taken up again after %s", number, worker_name(frozen))
+                trial = optuna.Trial(study, frozen._trial_id)
+                return Trial(trial, lock, self._plan, self._home)
+            error = frozen.user_attrs.get("error", "killed, perhaps for its memory")
+            reason = f"its process died {MOST_STARTS} times: {error}"
+            with suppress(UpdateFinishedTrialError):  # a worker elsewhere was quicker
+                self._storage.set_trial_user_attr(frozen._trial_id, "reason", reason)
+                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         lock.close()
         return None
+
+    def _free(self, frozen: FrozenTrial) -> IO[str] | None:
+        """The lock of a running trial, or None while its worker lives or may still live."""
+        facts = frozen.user_attrs
+        is_elsewhere = facts.get("home", "") != self._home  # its lock can't be seen from here
+        if is_elsewhere and not facts.get("left"):
+            mark = facts.get("worker"), facts.get("beat")
+            if not self._watch.is_dead(frozen.number, mark):
+                return None
+        return self._own(frozen.number)
 
     def _own(self, number: int) -> IO[str] | None:
         """The trial's lock, or None while a living worker holds it."""
@@ -197,98 +194,56 @@ class Study:
     def _delete(self) -> None:
         if self.name not in optuna.get_all_study_names(self._storage):
             return
-        for frozen in self.trials():
-            if frozen.state == TrialState.RUNNING:
-                lock = self._own(frozen.number)
-                if lock is None:
-                    raise InputError(
-                        f"tune_params.overwrite: another worker runs trial {frozen.number} of "
-                        f"this study in {self._locks.parent}; wait for it to end, or stop it"
-                    )
-                lock.close()
+        for frozen in self._running():
+            self._wait_for_death(frozen)
         optuna.delete_study(study_name=self.name, storage=self._storage)
 
+    def _wait_for_death(self, frozen: FrozenTrial) -> None:
+        """Raises: InputError as soon as the trial's worker shows itself."""
+        mark, has_said = frozen.user_attrs.get("beat"), False
+        while (lock := self._free(frozen)) is None:
+            frozen = self._storage.get_trial(frozen._trial_id)
+            if frozen.state.is_finished():
+                return
+            is_near = frozen.user_attrs.get("home", "") == self._home
+            if is_near or frozen.user_attrs.get("beat") != mark:
+                raise InputError(
+                    f"tune_params.overwrite: another worker ({worker_name(frozen)}) runs trial "
+                    f"{frozen.number} of this study; wait for it to end, or stop it"
+                )
+            if not has_said:
+                logger.info(
+                    "Looking for up to %.0f s whether the worker of trial %d (%s) still lives",
+                    heartbeat.MISSED_BEATS * heartbeat.BEAT_SECONDS,
+                    frozen.number,
+                    worker_name(frozen),
+                )
+            has_said = True
+            time.sleep(min(WAIT_SECONDS, heartbeat.BEAT_SECONDS))
+        lock.close()
+
     def _load(self) -> optuna.Study:
-        plan = self._plan
-        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if plan.strategy == "hyperband":
-            pruner = optuna.pruners.HyperbandPruner(
-                min_resource=1, max_resource=plan.max_epochs, reduction_factor=plan.factor
-            )
         return optuna.create_study(
             study_name=self.name,
             storage=self._storage,
             direction="maximize",
-            sampler=_ReproducibleSampler(plan),
-            pruner=pruner,
+            sampler=self._sampler,
+            pruner=self._pruner,
             load_if_exists=True,
         )
 
 
-class _ReproducibleSampler(optuna.samplers.BaseSampler):
-    """A new sampler for each draw, seeded by (seed, trial number, parameter).
-
-    One sampler for all would draw its first values again after a restart, and a trial taken up
-    half drawn would get others than it had."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._make = _tpe if plan.strategy != "random_search" else _random
-        self._plan = plan
-
-    def _fresh(self, trial: FrozenTrial, name: str) -> optuna.samplers.BaseSampler:
-        key = f"{self._plan.seed}/{trial.number}/{name}".encode()
-        seed = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
-        return self._make(self._plan, seed)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._fresh(trial, "").infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        sampler = self._fresh(trial, "")
-        sampler.infer_relative_search_space(study, trial)  # TPE keeps its groups from this call
-        return sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        sampler = self._fresh(trial, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+def name_of(prefix: str, fingerprint: str) -> str:
+    return f"{prefix}-{fingerprint[:16]}"
 
 
-def _random(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
+def worker_name(trial: FrozenTrial) -> str:
+    """Host and process of the worker that ran it last."""
+    host, process, *_ = f"{trial.user_attrs.get('worker', '')}::".split(":")
+    return f"process {process} on {host}" if process else "an unknown process"
 
 
-def _tpe(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
-        return optuna.samplers.TPESampler(
-            # Its own 10 would make a study of 10 trials a random search.
-            n_startup_trials=max(2, plan.max_trials // 3),
-            multivariate=True,
-            group=True,  # layers that only deep models have are modelled from those alone
-            seed=seed,
-        )
-
-
-def _open_storage(directory: Path, url: str | None) -> optuna.storages.BaseStorage:
-    if url is None:
-        journal, lock = directory / "journal.log", directory / "locks" / "journal.lock"
-        with locks.held(lock):
-            locks.drop_unfinished_line(journal)
-        backend = JournalFileBackend(str(journal), lock_obj=locks.KernelLock(lock))  # type: ignore[arg-type]
-        return optuna.storages.JournalStorage(backend)
-    try:
-        return optuna.storages.get_storage(url)
-    except Exception as error:
-        shown = without_password(url)
-        reason = str(error).strip().splitlines()[0].replace(url, shown)
-        raise SettingsError(f"tune_params.storage={shown!r}: can't be opened ({reason})") from None
+def _home(locks_directory: Path) -> str:
+    """The same for all who see each other's locks in this directory."""
+    place = locks_directory.stat()
+    return f"{socket.gethostname()}:{place.st_dev}:{place.st_ino}"

@@ -2,8 +2,9 @@
 
 import dataclasses
 import gc
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -39,43 +40,52 @@ class Trainer:
     tracker: Tracker
     interrupt: Interrupt
     bar: log.Bar  # in steps
-    best: float | None  # validation accuracy of the study so far
-    trained: int = 0
+    best: Any  # the study's best trial so far, None at first
+    trained: set[int] = field(default_factory=set)  # numbers of the trials
 
-    def run(self, trial: "Trial") -> str | None:
-        """Trains the trial and tells the study how it ended; the reason, when it failed alone.
+    def run(self, trial: "Trial") -> None:
+        """Trains the trial and tells the study how it ended.
 
-        A signal leaves it a running trial that a rerun takes up again."""
-        before = self.bar.done
-        reason = None
+        A signal leaves it a running trial that a rerun takes up again; so does an error of a kind
+        that isn't known to be the trial's own, but not for ever."""
+        from capfinder.stages.study import Lost
+
+        before, steps = self.bar.done, 0
+        self.trained.add(trial.number)
         try:
-            value = self._train(trial)
-            if value is None:
-                trial.leave()
-                return None
-            trial.complete(value)
-            self.best = max(value, self.best or 0.0)
-            self._tell(trial, f"val_accuracy {value:.1%}")
-        except _Pruned:
-            trial.prune()
-            self._tell(trial, "pruned: others are ahead at this epoch")
-        except FAILS_ALONE as error:
-            reason = str(error)
-            trial.fail(reason)
-        except BaseException:
+            end, steps = self._train(trial)
+            end()
+            self.bar.advance(before + steps - self.bar.done)
+        except Lost:
+            log.logger.warning("trial %d: another worker has it now, or deleted it", trial.number)
+            trial.close()
+            self.trained.remove(trial.number)
+            self.bar.advance(before - self.bar.done)
+        except (KeyboardInterrupt, OSError):
             trial.leave()
             raise
+        except BaseException as error:
+            trial.abandon(" ".join(f"{type(error).__name__}: {error}".split()))
+            raise
         finally:
-            self.trained += 1
-            if reason is not None or self.trained % CLEAR_EVERY == 0:
+            if not steps or len(self.trained) % CLEAR_EVERY == 0:
                 jax.clear_caches()
             gc.collect()
-        epochs = 0 if reason else self.config.tune_params.max_epochs_hpt
-        planned = epochs * self.train_batches.steps_per_epoch
-        self.bar.advance(before + planned - self.bar.done)  # a failed trial gives its place away
-        return reason
 
-    def _train(self, trial: "Trial") -> float | None:
+    def _train(self, trial: "Trial") -> tuple[Callable[[], None], int]:
+        """How the trial ends, and its share of the bar: a failed one gives its place away."""
+        steps = self.config.tune_params.max_epochs_hpt * self.train_batches.steps_per_epoch
+        try:
+            value = self._best_accuracy(trial)
+        except _Pruned:
+            return trial.prune, steps
+        except FAILS_ALONE as error:
+            return partial(trial.fail, str(error)), 0
+        if value is None:
+            return trial.leave, 0
+        return partial(trial.complete, value), steps
+
+    def _best_accuracy(self, trial: "Trial") -> float | None:
         """The best epoch's validation accuracy; None when interrupted.
 
         Raises: _Pruned, and what drawing and training raise."""
@@ -131,14 +141,12 @@ class Trainer:
         self.tracker.log_metrics(
             figures, step=row["epoch"], epoch=row["epoch"], prefix=f"trial_{number}"
         )
-        best = "" if self.best is None else f", best so far {self.best:.1%}"
+        best = ""
+        if self.best is not None:
+            best = f", best so far {self.best.value:.1%} (trial {self.best.number})"
         self.bar.note(
             f"trial {number} epoch {row['epoch']}: val_accuracy {row['val_accuracy']:.1%}{best}"
         )
-
-    def _tell(self, trial: "Trial", outcome: str) -> None:
-        best = "" if self.best is None else f"; best so far {self.best:.1%}"
-        log.logger.info("trial %d: %s%s", trial.number, outcome, best)
 
 
 def draw(config: ConfigDict, parameters: Any) -> Any:
@@ -169,8 +177,8 @@ def row(trial: Any) -> dict[str, Any]:
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The table of trials, unfinished and failed ones included."""
+def show(rows: list[dict[str, Any]], *, best: int | None) -> None:
+    """The table of trials, unfinished and failed ones included; best: the number of the best."""
 
     def shown(value: Any, form: str) -> str:
         return "" if value is None else format(value, form)
@@ -181,7 +189,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         [
             (
                 one["number"],
-                one["state"],
+                one["state"] + (" (best)" if one["number"] == best else ""),
                 one["epochs"],
                 shown(one["value"], ".1%"),
                 shown(one["params"].get("learning_rate"), ".2g"),

@@ -5,32 +5,23 @@ the start of the stage, in every run that asks for it."""
 
 import dataclasses
 import re
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from capfinder import files, log, models
+from capfinder import files, models
 from capfinder.data.versions import Dataset
-from capfinder.errors import StageFailedError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.stages import assembly, search_check, search_params
-from capfinder.stages.trial import Trainer, row, show
+from capfinder.stages import search_check, search_params
+from capfinder.stages.trial import row, show
+from capfinder.stages.trials import BEST, keep_best, run_trials
 from capfinder.tracking import Tracker
 
 if TYPE_CHECKING:  # `best` and `without_study` do without Optuna
-    from capfinder.stages.study import Study, Trial
-
-BEST = "best_hyperparameters.json"
-WAIT_SECONDS = 1.0  # between two looks at what other workers are doing
-ADVICE = (
-    "If memory ran out, lower shared_params.batch_size; if the loss was no number, try lower "
-    'learning rates, such as search_params={"learning_rate": {"choices": [0.001, 0.0001]}}.'
-)
+    from capfinder.stages.study import Study
 
 
 @dataclass(frozen=True)
@@ -82,13 +73,9 @@ def run(
     storage that can't be used; InputError when `overwrite` would take another worker's study."""
     if config.tune_params.max_trials == 0:
         return without_study(config)
-    with interrupt.graceful("ending the tuning with the best trial so far"):
-        study = _open_study(config, dataset)
-        try:
-            _run_trials(config, dataset, study, tracker, interrupt)
-        finally:
-            rows = [row(trial) for trial in study.trials()]
-            show(rows)
+    ends = interrupt.graceful("ending the tuning with the best trial so far")
+    with ends, open_study(config, dataset) as study:
+        rows = search(config, dataset, study, tracker, interrupt)
         result = _result(config, study, rows, interrupted=interrupt.requested)
     tracker.log_parameters({"best": dataclasses.asdict(result.hyperparameters)})
     if result.best_value is not None:
@@ -96,13 +83,25 @@ def run(
     return result
 
 
+def search(
+    config: ConfigDict, dataset: Dataset, study: "Study", tracker: Tracker, interrupt: Interrupt
+) -> list[dict[str, Any]]:
+    """Runs trials and shows the table of all that there are then, whatever ended it."""
+    try:
+        run_trials(config, dataset, study, tracker, interrupt)
+    finally:
+        rows, found = [row(trial) for trial in study.trials()], study.best()
+        show(rows, best=None if found is None else found.number)
+    return rows
+
+
 def best(config: ConfigDict, *, dataset: Dataset) -> TuneResult | None:
     """The best of the study of these settings, from disk; None when there is none."""
-    directory = _directory(config)
+    directory = study_directory(config)
     if not (directory / BEST).exists():
         return None
     known = files.read_json(directory / BEST)
-    if known["fingerprint"] != _fingerprint(config, dataset):
+    if known["fingerprint"] != fingerprint(config, dataset):
         return None
     return TuneResult(
         _parsed(config, known["hyperparameters"]),
@@ -124,42 +123,44 @@ def _model_params(config: ConfigDict) -> Any:
     return _parsed(config, config.model_params.to_dict())
 
 
-def _directory(config: ConfigDict) -> Path:
+def study_directory(config: ConfigDict) -> Path:
     name = f"{config.tune_params.comet_project_name}_{config.shared_params.model_type}"
     root = Path(config.shared_params.output_dir).expanduser().resolve() / "tuner_models"
     return root / re.sub(r"[^\w.-]", "_", name)
 
 
-def _fingerprint(config: ConfigDict, dataset: Dataset) -> str:
+def fingerprint(config: ConfigDict, dataset: Dataset) -> str:
+    return files.fingerprint(facts(config, dataset))
+
+
+def facts(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     """Equal for runs whose trials belong in one study.
 
     max_trials isn't part of it: with a higher one, the same study goes on."""
     tune, shared = config.tune_params, config.shared_params
-    return files.fingerprint(
-        {
-            "dataset": dataset.fingerprint,
-            "strategy": tune.tuning_strategy,
-            "factor": tune.factor if tune.tuning_strategy == "hyperband" else None,
-            "seed": tune.seed,
-            "patience": tune.patience,
-            "max_epochs": tune.max_epochs_hpt,
-            "model_type": shared.model_type,
-            "num_classes": shared.num_classes,
-            "target_length": shared.target_length,
-            "batch_size": shared.batch_size,
-            "dtype": [shared.dtype, config.runtime_params.compute_dtype],
-            "microbatch": config.runtime_params.microbatch,
-            "use_augmentation": shared.use_augmentation,
-            "model_params": config.model_params.to_dict(),
-            "search_params": config.search_params.to_dict(),
-        }
-    )
+    return {
+        "dataset": dataset.fingerprint,
+        "strategy": tune.tuning_strategy,
+        "factor": tune.factor if tune.tuning_strategy == "hyperband" else None,
+        "seed": tune.seed,
+        "patience": tune.patience,
+        "max_epochs": tune.max_epochs_hpt,
+        "model_type": shared.model_type,
+        "num_classes": shared.num_classes,
+        "target_length": shared.target_length,
+        "batch_size": shared.batch_size,
+        "dtype": [shared.dtype, config.runtime_params.compute_dtype],
+        "microbatch": config.runtime_params.microbatch,
+        "use_augmentation": shared.use_augmentation,
+        "model_params": config.model_params.to_dict(),
+        "search_params": config.search_params.to_dict(),
+    }
 
 
-def _open_study(config: ConfigDict, dataset: Dataset) -> "Study":
+def open_study(config: ConfigDict, dataset: Dataset) -> "Study":
     from capfinder.stages.study import Plan, Study
 
-    tune, directory = config.tune_params, _directory(config)
+    tune, directory = config.tune_params, study_directory(config)
     search_check.check(
         config.search_params.to_dict(),
         architecture=models.architecture(config.shared_params.model_type),
@@ -168,7 +169,7 @@ def _open_study(config: ConfigDict, dataset: Dataset) -> "Study":
     )
     study = Study(
         directory,
-        fingerprint=_fingerprint(config, dataset),
+        fingerprint=fingerprint(config, dataset),
         name_prefix=config.shared_params.model_type,
         storage=tune.storage,
         plan=Plan(
@@ -179,6 +180,7 @@ def _open_study(config: ConfigDict, dataset: Dataset) -> "Study":
             seed=tune.seed,
         ),
         first=_first_trial(config),
+        facts=facts(config, dataset),
         overwrite=tune.overwrite,
     )
     if tune.overwrite:
@@ -200,85 +202,6 @@ def _first_trial(config: ConfigDict) -> dict[str, Any] | None:
         return None
 
 
-def _run_trials(
-    config: ConfigDict, dataset: Dataset, study: "Study", tracker: Tracker, interrupt: Interrupt
-) -> None:
-    tune, finished = config.tune_params, study.finished()
-    if finished:
-        logger.info("The study goes on: %d of %d trials are finished", finished, tune.max_trials)
-    if finished >= tune.max_trials:
-        return
-    so_far = study.best()
-    failures: list[str] = []
-    train_batches = assembly.train_batches(config, dataset)
-    steps = tune.max_epochs_hpt * train_batches.steps_per_epoch
-    total = (tune.max_trials - finished) * steps
-    with log.progress("Tuning", total=total, unit="steps") as bar:
-        trainer = Trainer(
-            config,
-            train_batches,
-            assembly.evaluation_batches(
-                config, dataset, "validation", placement=train_batches.placement
-            ),
-            tracker,
-            interrupt,
-            bar,
-            best=so_far.value if so_far else None,
-        )
-        for trial in _next_trials(study, interrupt, tune.timeout_minutes):
-            reason = trainer.run(trial)
-            _keep_best(study)
-            if reason is not None:
-                failures.append(reason)
-                logger.warning("Trial %d failed: %s", trial.number, reason)
-            if len(failures) >= tune.max_trials:
-                raise StageFailedError(
-                    f"Tuning: {len(failures)} trials failed; the last one: {reason}. {ADVICE}"
-                )
-
-
-def _next_trials(
-    study: "Study", interrupt: Interrupt, timeout_minutes: float | None
-) -> Iterator["Trial"]:
-    """Trials to run, until none is left, time is over or Ctrl-C came."""
-    from capfinder.stages.study import Waiting
-
-    deadline = time.monotonic() + 60 * timeout_minutes if timeout_minutes else float("inf")
-    has_waited = False
-    while not interrupt.requested:
-        if time.monotonic() >= deadline:
-            logger.warning("tune_params.timeout_minutes is over: no new trial starts")
-            return
-        try:
-            trial = study.next_trial()
-        except Waiting:
-            if not has_waited:
-                logger.info("Waiting for other workers, who run the last trials")
-            has_waited = True
-            time.sleep(WAIT_SECONDS)
-            continue
-        if trial is None:
-            return
-        yield trial
-
-
-def _keep_best(study: "Study") -> None:
-    with study.exclusively():  # another worker may know of more trials
-        found = study.best()
-        if found is None:
-            return
-        record = {
-            "hyperparameters": found.user_attrs["hyperparameters"],
-            "value": found.value,
-            "trial": found.number,
-            "source": "study",
-            "fingerprint": study.fingerprint,
-            "study": study.name,
-            "trials": [row(trial) for trial in study.trials()],
-        }
-        files.write_json(study.directory / BEST, record)
-
-
 def _result(
     config: ConfigDict, study: "Study", rows: list[dict[str, Any]], *, interrupted: bool
 ) -> TuneResult:
@@ -288,7 +211,7 @@ def _result(
         hyperparameters, source = _model_params(config), "model_params"
         value = number = None
     else:
-        _keep_best(study)
+        keep_best(study)
         hyperparameters, source = _parsed(config, found.user_attrs["hyperparameters"]), "study"
         value, number = found.value, found.number
     return TuneResult(hyperparameters, source, value, number, rows, study.directory, interrupted)
