@@ -1,31 +1,67 @@
 """Kinds of values that a setting may take, each with the words that describe it."""
 
-import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MOST = 2**31 - 1  # of whole numbers without a limit of their own: what is made of them has room
+MOST_SHOWN = 200  # characters of a value in a message
+MOST_TEXT_BYTES = 4095  # of a path that Linux takes
+MOST_NAMES, MOST_NAME_LENGTH, MOST_DEPTH = 200, 100, 3  # of a group whose keys the user names
+MOST_CLASS_DIGITS = 9  # as in the CSV files
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # in no path; what UTF-8 can't write
+_ADDRESS = re.compile(r"\S+:([0-9]{1,5})")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){2}")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.*")
+
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a setting may be: `convert` gives the value to use or raises ValueError."""
+    """What a setting may be: `convert` gives the value to use or raises ValueError, whose text, if
+    any, says more than `text` does."""
 
     type: type
     text: str
     convert: Callable[[Any], Any]
 
 
-def _real(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, without the middle of a long one."""
     try:
-        result = float(value)
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists within lists
+        return f"({type(value).__name__} too long to be shown)"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """For a message: without the middle of a long one."""
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[: MOST_SHOWN // 2]}...{text[-MOST_SHOWN // 2 :]}"
+
+
+def is_text(text: str) -> bool:
+    """Whether a path and a file in UTF-8 can hold it."""
+    return _NO_TEXT.search(text) is None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one that a float64 can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
     except OverflowError:
-        raise ValueError from None
-    if not math.isfinite(result):
+        return False
+
+
+def _real(value: Any) -> float:
+    if not is_number(value):
         raise ValueError
-    return result
+    return float(value) + 0.0  # -0.0 becomes 0.0
 
 
 def number(
@@ -65,7 +101,9 @@ def integer(at_least: int, at_most: int | None = None) -> Allowed:
         result = _real(value)
         if result != int(result) or result < at_least or (at_most is not None and result > at_most):
             raise ValueError
-        return int(result)
+        if at_most is None and result > MOST:
+            raise ValueError(f"{MOST} is the most")
+        return int(value)
 
     bound = f"at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
     return Allowed(int, f"a whole number {bound}", convert)
@@ -80,20 +118,42 @@ def one_of(*values: str) -> Allowed:
     return Allowed(str, " | ".join(values), convert)
 
 
-def text(meaning: str = "text") -> Allowed:
+def text(meaning: str = "text", *, most_bytes: int = MOST_TEXT_BYTES) -> Allowed:
     def convert(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError
+        _check_text(value)
+        if len(value.encode()) > most_bytes:
+            raise ValueError(f"{most_bytes} bytes are the most")
         return value
 
     return Allowed(str, meaning, convert)
 
 
+def _check_text(value: str) -> None:
+    if not is_text(value):
+        raise ValueError("it isn't text that UTF-8 can write")
+
+
+def _address(value: Any) -> str:
+    found = _ADDRESS.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found[1]) < 65_536:
+        raise ValueError
+    _check_text(value)
+    return str(value)
+
+
+def _storage(value: Any) -> str:
+    if not isinstance(value, str) or not _URL.fullmatch(value):
+        raise ValueError
+    _check_text(value)
+    return value
+
+
 def _version(value: Any) -> str:
-    parts = value.split(".") if isinstance(value, str) else []
-    if value in ("", "latest") or (len(parts) == 3 and all(part.isdecimal() for part in parts)):
-        return str(value)
-    raise ValueError
+    if value not in ("", "latest") and not (isinstance(value, str) and _VERSION.fullmatch(value)):
+        raise ValueError
+    return str(value)
 
 
 def _boolean(value: Any) -> bool:
@@ -116,8 +176,10 @@ def some_of(*values: str) -> Allowed:
 def _flags(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError
-    if not all(isinstance(item, str) and item.startswith("--") for item in value):
-        raise ValueError
+    for item in value:
+        if not isinstance(item, str) or not item.startswith("--"):
+            raise ValueError
+        _check_text(item)
     return tuple(value)
 
 
@@ -126,9 +188,12 @@ def _class_map(value: Any) -> dict[str, int]:
         raise ValueError
     result: dict[str, int] = {}
     for key, item in value.items():
-        if not str(key).isdecimal() or isinstance(item, bool) or not isinstance(item, int):
+        digits = str(key)
+        if not (digits.isascii() and digits.isdecimal()) or len(digits) > MOST_CLASS_DIGITS:
             raise ValueError
-        result[str(int(key))] = item
+        if isinstance(item, bool) or not isinstance(item, int):
+            raise ValueError
+        result[str(int(digits))] = item
     if sorted(result.values()) != list(range(len(result))) or len(result) != len(value):
         raise ValueError
     return result
@@ -136,26 +201,48 @@ def _class_map(value: Any) -> dict[str, int]:
 
 def _named_values(value: Any) -> dict[str, Any]:
     """The names are checked where they are known: by the architecture, before any stage starts."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, Mapping):
         raise ValueError
-    try:
-        json.dumps(value, allow_nan=False)
-    except TypeError:
-        raise ValueError from None
-    return {key: plain(item) for key, item in value.items()}
+    if len(value) > MOST_NAMES:
+        raise ValueError(f"{MOST_NAMES} names are the most")
+    return {_checked_name(key): _plain_value(item, MOST_DEPTH) for key, item in value.items()}
 
 
-def plain(value: Any) -> Any:
-    """Lists become tuples and mappings plain dicts, all the way down, so that values compare."""
+def _checked_name(name: Any) -> str:
+    """What a ConfigDict takes for one."""
+    is_name = isinstance(name, str) and name and not name.startswith("_") and "." not in name
+    if not is_name or len(name) > MOST_NAME_LENGTH or not is_text(name):
+        raise ValueError(f"{shown(name)} is no name")
+    return str(name)
+
+
+def _plain_value(value: Any, depth: int) -> Any:
+    """Lists become tuples and mappings plain dicts, so that values compare."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        _check_text(value)
+        return value
+    if isinstance(value, int | float):
+        if not is_number(value):
+            raise ValueError(f"{shown(value)} is no number that JSON knows")
+        return value
+    if not depth:
+        raise ValueError("it is nested too deep")
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value
+        return {_checked_name(key): _plain_value(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain_value(item, depth - 1) for item in value)
+    raise ValueError(f"{shown(value)} is no value that JSON knows")
 
 
 BOOLEAN = Allowed(bool, "true | false", _boolean)
 FLAGS = Allowed(tuple, 'a list of options such as ["--runner=FlinkRunner"]', _flags)
 VERSION = Allowed(str, '"" | latest | X.Y.Z', _version)
 CLASS_MAP = Allowed(dict, 'a mapping onto classes 0, 1, ... such as {"0": 0, "3": 1}', _class_map)
+STORAGE = Allowed(str, "an Optuna storage URL", _storage)
+ADDRESS = Allowed(str, "HOST:PORT", _address)
+PROJECT = text(most_bytes=200)  # it is part of a directory's name
 FRACTION = number(above=0, below=1)
 RATE = number(above=0, at_most=10)
 

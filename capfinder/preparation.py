@@ -1,11 +1,13 @@
 """What is checked before anything is written, and --dry_run, which stops there."""
 
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from capfinder import log, models, settings, tracking
-from capfinder.errors import SettingsError
+from capfinder.allowed import shown
+from capfinder.errors import InputError, SettingsError
 from capfinder.log import logger
 
 
@@ -26,8 +28,44 @@ def prepared(config: ConfigDict) -> ConfigDict:
                 f"{group}.{name}={value!r}: a placeholder; set it to a directory of yours"
             )
         if value:
-            config[group][name] = str(Path(value).expanduser().resolve())
+            config[group][name] = _absolute(f"{group}.{name}", value)
+    if config.split_params.test_caps_data_dir == config.etl_params.caps_data_dir:
+        raise SettingsError(
+            f"split_params.test_caps_data_dir={config.split_params.test_caps_data_dir}: is "
+            "etl_params.caps_data_dir, whose reads can't be both trained on and tested with"
+        )
+    if config.tune_params.storage is not None and config.tune_params.max_trials:
+        _check_storage(config.tune_params.storage)
     return config
+
+
+def _absolute(key: str, value: str) -> str:
+    try:
+        path = Path(value).expanduser().resolve()
+        path.is_dir()  # too long a name, or a directory above that may not be looked into
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, ~nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"{key}={shown(value)}: can't be used ({reason})") from None
+    return str(path)
+
+
+def _check_storage(url: str) -> None:
+    """What can be told without asking the database: else it would show after hours of ETL."""
+    import sqlalchemy
+
+    reason = ""
+    try:
+        parts = sqlalchemy.create_engine(url).url
+        database = parts.database or ""
+        if parts.get_backend_name() == "sqlite" and not Path(database).parent.is_dir():
+            reason = f"no directory {Path(database).parent}"
+    except Exception as error:  # of the database's driver, when that is imported, any
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if reason:
+        safe = settings.without_password(url)
+        raise SettingsError(
+            f"tune_params.storage={shown(safe)}: can't be opened ({reason.replace(url, safe)})"
+        )
 
 
 def check_hyperparameters(config: ConfigDict) -> None:
@@ -50,20 +88,13 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     """--dry_run: checks all that can be checked without writing, and says what would run."""
     config = prepared(config)
     output_dir = Path(config.shared_params.output_dir)
-    caps_data_dir = Path(config.etl_params.caps_data_dir)
     tracking.check(config.tracking_params.mode)
-    check_hyperparameters(config)
+    if stages != ("etl",):
+        check_hyperparameters(config)
+    _check_writable(output_dir)
     log.start(None)
-    if caps_data_dir.is_dir():
-        from capfinder.stages import etl
-
-        etl.expect(config).check_space(_existing_parent(output_dir))
-    else:
-        logger.warning(
-            "Input: %s doesn't exist; the newest dataset in %s would be used, if there is one",
-            caps_data_dir,
-            output_dir,
-        )
+    if "etl" in stages:
+        _explain_input(config)
     logger.info("Stages: %s", ", ".join(stages))
     logger.info(
         "Model: %s, schedule %s, at most %d trials of %d epochs, then at most %d epochs",
@@ -76,5 +107,48 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     logger.info("Output: %s. Nothing was written (dry run).", output_dir)
 
 
-def _existing_parent(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if each.is_dir())
+def _explain_input(config: ConfigDict) -> None:
+    """As the ETL chooses its input. Raises: InputError, SettingsError when there would be none."""
+    from capfinder.data import versions
+    from capfinder.stages import etl, remote
+
+    root, caps_data_dir = etl.versions_root(config), Path(config.etl_params.caps_data_dir)
+    wanted = config.etl_params.use_remote_dataset_version
+    if wanted not in ("", "latest"):
+        local = versions.named(root, wanted)
+        if local is None:
+            remote.required(config, root)
+        where = "Comet" if local is None else local.directory
+        logger.info("Input: version %s of the dataset, from %s", wanted, where)
+    elif caps_data_dir.exists():
+        etl.expect(config).check_space(_existing(Path(config.shared_params.output_dir)))
+    else:
+        local, comet = versions.latest(root), remote.connect(config, root)
+        if local is None and comet is None:
+            raise InputError(
+                f"etl_params.caps_data_dir={caps_data_dir}: no such directory, and no dataset "
+                f"version in {root} to use instead. Name the directory of the cap-signal CSV files."
+            )
+        places = ["Comet"] if comet is not None else []
+        places += [str(local.directory)] if local is not None else []
+        logger.warning(
+            "Input: %s doesn't exist; the newest dataset would be used, from %s",
+            caps_data_dir,
+            " or ".join(places),
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The directory or file that is there already, of a path and those above it."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def _check_writable(output_dir: Path) -> None:
+    existing = _existing(output_dir)
+    reason = ""
+    if not existing.is_dir():
+        reason = f"{existing} isn't a directory"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} may not be written to"
+    if reason:
+        raise InputError(f"shared_params.output_dir={output_dir}: can't be written to ({reason})")

@@ -4,34 +4,42 @@ The JSON template, the ConfigDict, command-line overrides, help, the table in RE
 are all made from `SETTINGS`."""
 
 import ast
+import contextlib
 import difflib
 import json
+import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from capfinder import files
 from capfinder.allowed import (
+    ADDRESS,
     BOOLEAN,
     CLASS_MAP,
     FLAGS,
     FRACTION,
+    MOST_NAME_LENGTH,
+    PROJECT,
     RATE,
+    STORAGE,
     VERSION,
     Allowed,
     integer,
     named_values,
     number,
     one_of,
-    plain,
+    shortened,
+    shown,
     some_of,
     text,
 )
-from capfinder.errors import SettingsError
+from capfinder.errors import InputError, SettingsError
 from capfinder.models import ARCHITECTURES
 
 DTYPES = ("float16", "float32", "float64")
@@ -39,6 +47,7 @@ COMPUTE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 EXPORT_FORMATS = ("keras", "h5", "saved_model")
 PLACEHOLDER_DIRECTORY = "/dir/"
 MAX_SEED = 2**32 - 1
+MOST_PROBLEMS = 5  # told at once
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,12 @@ class Setting:
             return None
         try:
             return self.allowed.convert(value)
-        except ValueError:
+        except ValueError as problem:
+            safe = without_password(value) if isinstance(value, str) else value
             raise SettingsError(
-                f"{self.key}={value!r}: must be {self.allowed_text()}"
+                f"{self.key}={shown(safe)}: must be {self.allowed_text()}"
                 + (f" ({self.unit})" if self.unit else "")
+                + (f"; {problem}" if str(problem) else "")
             ) from None
 
 
@@ -95,7 +106,7 @@ SETTINGS: tuple[Setting, ...] = (
         unit="reads",
         nullable=True,
     ),
-    Setting("etl_params.comet_project_name", "dataset", text(), "Comet project of the dataset"),
+    Setting("etl_params.comet_project_name", "dataset", PROJECT, "Comet project of the dataset"),
     Setting(
         "etl_params.class_map",
         {},
@@ -123,7 +134,7 @@ SETTINGS: tuple[Setting, ...] = (
         FLAGS,
         "beam only: Apache Beam's pipeline options; []: its DirectRunner on this machine",
     ),
-    Setting("tune_params.comet_project_name", "capfinder_tune", text(), "Comet project of tuning"),
+    Setting("tune_params.comet_project_name", "capfinder_tune", PROJECT, "Comet project of tuning"),
     Setting(
         "tune_params.patience",
         0,
@@ -158,7 +169,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "tune_params.storage",
         None,
-        text("an Optuna storage URL"),
+        STORAGE,
         "where the study is kept; null: a journal file in output_dir/tuner_models",
         nullable=True,
     ),
@@ -173,7 +184,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "train_params.comet_project_name",
         "capfinder_train",
-        text(),
+        PROJECT,
         "Comet project of training, evaluation and export",
     ),
     Setting(
@@ -406,7 +417,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "runtime_params.coordinator_address",
         None,
-        text("HOST:PORT"),
+        ADDRESS,
         "distributed: where process 0 listens for the others; null: as Slurm, Open MPI or the TPU "
         "pod says",
         nullable=True,
@@ -455,7 +466,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         key = f"{prefix}{name}"
         if key in GROUPS:
             if not isinstance(value, Mapping):
-                raise SettingsError(f"{key}={value!r}: must be a group of settings, {{...}}")
+                raise SettingsError(f"{key}={shown(value)}: must be a group of settings, {{...}}")
             yield from _flatten(value, f"{key}.")
         else:
             yield key, value
@@ -474,6 +485,8 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """', did you mean X?' or ''; a key given without its group finds the whole key."""
+    if len(name) > MOST_NAME_LENGTH:
+        return ""
     candidates = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not candidates:
         tail: dict[str, str] = {}
@@ -485,8 +498,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _unknown(key: str) -> SettingsError:
+    if key in GROUPS:
+        first = next(known for known in BY_KEY if known.startswith(f"{key}."))
+        return SettingsError(f"{key}: a group of settings; give one of them, such as {first}")
     return SettingsError(
-        f"{key}: no such setting{nearest(key, [*BY_KEY, *sorted(GROUPS)])} "
+        f"{shortened(key) or repr(key)}: no such setting{nearest(key, [*BY_KEY, *sorted(GROUPS)])} "
         "(`capfinder settings` lists them all)"
     )
 
@@ -502,7 +518,7 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     class_map, num_classes = flat["etl_params.class_map"], flat["shared_params.num_classes"]
     if class_map and len(class_map) != num_classes:
         raise SettingsError(
-            f"etl_params.class_map={class_map}: names {len(class_map)} classes, "
+            f"etl_params.class_map={shown(class_map)}: names {len(class_map)} classes, "
             f"shared_params.num_classes is {num_classes}"
         )
     process_id, num_processes = (
@@ -519,21 +535,66 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             raise SettingsError(f"{key}: only for runtime_params.distributed=true")
     if flat["etl_params.beam_options"] and flat["etl_params.engine"] != "beam":
         raise SettingsError("etl_params.beam_options: only for etl_params.engine=beam")
+    _check_processes(flat)
+    _check_fractions(flat)
+
+
+def _check_processes(flat: Mapping[str, Any]) -> None:
+    """What would only show once they train together."""
+    processes, mesh = flat["runtime_params.num_processes"], flat["runtime_params.mesh"]
+    if processes is None:
+        return
+    if mesh is not None and mesh < processes:
+        raise SettingsError(
+            f"runtime_params.mesh={mesh}: must be at least runtime_params.num_processes={processes}"
+        )
+    if flat["shared_params.batch_size"] % processes:
+        raise SettingsError(
+            f"shared_params.batch_size={flat['shared_params.batch_size']}: must be a multiple of "
+            f"runtime_params.num_processes={processes}, which share each batch"
+        )
+
+
+def _check_fractions(flat: Mapping[str, Any]) -> None:
+    """As the splits of `etl.splits`: what is left for training of the reads that may be used."""
+    reads = flat["etl_params.examples_per_class"]
+    if reads is None or flat["split_params.group_by"] != "read":
+        return
+    fractions = {
+        f"shared_params.{name}": flat[f"shared_params.{name}"]
+        for name in ("train_test_fraction", "train_val_fraction")
+        if name == "train_val_fraction" or flat["split_params.test_caps_data_dir"] is None
+    }
+    left = reads
+    for fraction in fractions.values():
+        left = math.floor(Fraction(repr(fraction)) * left)
+    if left < 1:
+        given = ", ".join(f"{key}={value:g}" for key, value in fractions.items())
+        raise SettingsError(
+            f"{given}: of etl_params.examples_per_class={reads} reads of a class none is left for "
+            "training; raise one of them"
+        )
 
 
 def check(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings, each given one checked and converted, the others at their default.
 
-    Raises: SettingsError, one line a problem."""
+    Raises: SettingsError with the first few problems, in one line."""
     flat = {setting.key: setting.default for setting in SETTINGS}
+    given = set()
     problems = []
     for key, value in _flatten(values):
         try:
             if key not in BY_KEY:
                 raise _unknown(key)
+            if key in given:
+                raise SettingsError(f"{key}: given twice, within its group and by its whole name")
+            given.add(key)
             flat[key] = BY_KEY[key].convert(value)
         except SettingsError as problem:
             problems.append(str(problem))
+        if len(problems) == MOST_PROBLEMS:
+            break
     if problems:
         raise SettingsError("; ".join(problems))
     _check_together(flat)
@@ -582,7 +643,9 @@ def to_shown(config: ConfigDict) -> dict[str, Any]:
 
 
 def without_password(url: str) -> str:
-    return re.sub(r":[^:@/]*@", ":***@", url)
+    """Hides it where URLs have it, before the host or among the parameters behind "?"."""
+    url = re.sub(r"(://[^:/@]*:).*@", r"\1***@", url)  # to the last @: it may hold some itself
+    return re.sub(r"(pass(?:word|wd)?=)[^&]*", r"\1***", url)
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -592,14 +655,22 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def checked(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config with dotted `overrides` on top, all of it validated."""
-    values = to_dict(config)
-    for key, value in (overrides or {}).items():
+    return to_config(check(_overridden(to_dict(config), overrides or {})))
+
+
+def _overridden(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, changed: the dotted `overrides` are in it."""
+    for key, value in overrides.items():
+        values.pop(key, None)  # a key may be there by its whole name
         *groups, name = key.split(".")
         place = values
         for group in groups:
-            place = place.setdefault(group, {})
+            inner = place.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise SettingsError(f"{shortened(key)}: {group}={shown(inner)} holds no settings")
+            place = inner
         place[name] = value
-    return to_config(check(values))
+    return values
 
 
 def parse_override(key: str, literal: str) -> tuple[str, Any]:
@@ -627,10 +698,17 @@ def _literal(literal: str) -> Any:
         return lowered == "true"
     if lowered in ("none", "null"):
         return None
-    try:
-        return plain(ast.literal_eval(literal))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return literal
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of odd spellings
+        for read in (_parsed_json, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return read(literal)
+    return literal
+
+
+def _parsed_json(text: str) -> Any:
+    """Raises: ValueError, RecursionError; SettingsError for a key that is given twice."""
+    return json.loads(text, object_pairs_hook=_once_each)
 
 
 def template() -> str:
@@ -639,15 +717,51 @@ def template() -> str:
     return json.dumps(nested, indent=4) + "\n"
 
 
-def read_json_config(path: Path) -> ConfigDict:
-    """Raises: InputError for an unreadable file, SettingsError that names the file."""
-    values = files.read_json(path)
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path}: must hold one JSON object with the settings' groups")
+def read_json_config(path: Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The file's settings with dotted `overrides` on top, which have to go together with it.
+
+    Raises: InputError for an unreadable file, SettingsError that names the file."""
     try:
-        return to_config(check(values))
+        values = _read_json(path)
+        if not isinstance(values, dict):
+            raise SettingsError("must hold one JSON object with the settings' groups")
+        return to_config(check(_overridden(values, overrides or {})))
+    except InputError as error:
+        raise InputError(f"{path}{error}") from None
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
+
+
+def _read_json(path: Path) -> Any:
+    """What a person wrote: with a byte-order mark or without, but no key twice.
+
+    Raises: InputError, its text to be put behind the file's name; SettingsError for a key."""
+    try:
+        # "utf-8-sig": with the byte-order mark that Windows' editors write, or without.
+        return _parsed_json(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(": no such file") from None
+    except OSError as error:
+        raise InputError(f": can't be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f": isn't text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f", line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        ) from None
+    except RecursionError:
+        raise InputError(": not valid settings (brackets within brackets, too deep)") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f": not valid JSON ({error})") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise SettingsError(f"{shortened(name)}: given twice in its group")
+        values[name] = value
+    return values
 
 
 def describe_default(setting: Setting) -> str:

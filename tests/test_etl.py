@@ -507,15 +507,15 @@ def test_however_many_rows_fail_to_parse_a_few_rounds_find_enough_good_ones(tmp_
 
 
 def test_a_class_whose_rows_are_all_rejects_is_said_with_their_reasons(tmp_path):
-    data = write_classes(tmp_path / "caps", runs=1)
-    (data / "copy.csv").write_bytes((data / "data__cap_0_run0.csv").read_bytes())
-    both = (data / "data__cap_0_run0.csv").read_text().replace(",0,", ",1,")
-    (data / "data__cap_1_run0.csv").write_text(both)
-    (data / "copy.csv").unlink()
-    write_metadata(data / "metadata__all.csv", {read_id(0, 0, i): f"p{i}" for i in range(20)})
+    data = write_classes(tmp_path / "caps", runs=3)
+    for path in data.glob("data__cap_0_*"):
+        other = data / path.name.replace("cap_0", "cap_1")
+        other.write_text(path.read_text().replace(",0,", ",1,"))
+    parents = {read_id(0, n, i): f"p{n}{i}" for n in range(3) for i in range(20)}
+    write_metadata(data / "metadata__all.csv", parents)
     for group_by in ("read", "file", "parent_read"):
         overrides = {"etl_params__max_reject_fraction": 1.0, "split_params__group_by": group_by}
-        with pytest.raises(InputError, match=r"class 0, 1 has no good reads.*40 conflicting"):
+        with pytest.raises(InputError, match=r"class 0, 1 has no good reads.*120 conflicting"):
             run(data, tmp_path / "out", **overrides)
 
 

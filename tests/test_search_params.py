@@ -132,12 +132,26 @@ def test_model_params_outside_the_space_are_told_with_the_reason():
         ({"conv_dropouts": {"high": 1.5}}, "at most 0.95"),
         ({"conv_layers": {"low": 0}}, "conv_layers=0 must be a whole number of at least 1"),
         ({"conv_layers": {"high": 9}}, "needs signals of 512 samples"),
+        ({"conv_layers": {"high": 10**9}}, "conv_layers=1e+09 must be a whole number"),
+        ({"lstm_layers": {"choices": (1, 65)}}, "lstm_layers=65 must be a whole number"),
+        ({"dense_units": {"high": 10**400}}, "must be a number"),
+        ({"dense_units": {"high": 1e300}}, "must be a number"),
+        ({"conv_dropouts": {"low": 0.1, "high": 0.2, "step": 5e-324}}, "step=4.94066e-324 is too"),
+        ({"dense_units": {"choices": ("x" * 10_000,)}}, "x...x"),
     ),
 )
 def test_each_mistake_is_named_before_a_trial_starts(overrides, told):
     with pytest.raises(SettingsError, match=r"^search_params") as caught:
         check(overrides)
     assert told in str(caught.value)
+
+
+def test_a_model_of_a_hundred_thousand_layers_is_a_slip_not_a_number_of_samples():
+    with pytest.raises(SettingsError, match="one or more numbers, 64 at most") as error:
+        models.parse_hyperparameters(
+            "cnn_lstm", {"conv_filters": [8] * 100_000}, target_length=LENGTH
+        )
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("model_type", models.ARCHITECTURES)

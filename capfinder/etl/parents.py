@@ -27,13 +27,7 @@ class Parents:
         self._spill = Spill(scratch, "parents", _PAIR)
         self._seen = self._lacking = 0
         self._example = ""
-        paths = sources.metadata_files(directories)
-        if not paths:
-            raise InputError(
-                f"split_params.group_by=parent_read: needs metadata__*.csv in {self._where}, found "
-                "none. Add it, or split by read."
-            )
-        for path in paths:
+        for path in metadata_of(directories):
             for reads, parents in _read_pairs(path):
                 hashes = hashing.keyed_hash(reads, seed=seed)
                 pairs = np.empty(len(reads), _PAIR)
@@ -81,6 +75,18 @@ class Parents:
                 f"of {self._seen:,} reads, such as {self._example}. Complete it, or set "
                 "split_params.group_by=read."
             )
+
+
+def metadata_of(directories: Sequence[Path]) -> list[Path]:
+    """The metadata files beside the data. Raises: InputError when there is none."""
+    paths = sources.metadata_files(list(directories))
+    if not paths:
+        where = " or ".join(map(str, directories))
+        raise InputError(
+            f"split_params.group_by=parent_read: needs metadata__*.csv in {where}, found none. "
+            "Add it, or split by read."
+        )
+    return paths
 
 
 def _read_pairs(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:

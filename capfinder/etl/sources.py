@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from capfinder import files
+from capfinder.allowed import is_text
 from capfinder.errors import InputError
 from capfinder.etl.csv_files import read_blocks, read_ranges
 from capfinder.etl.csv_reader import scan_block
@@ -25,6 +26,7 @@ class Source:
     is_test: bool
     size: int
     mtime_ns: int
+    ctime_ns: int  # set by the kernel at every change, where a copying program may set mtime back
 
     def check_unchanged(self) -> None:
         """Raises: InputError when the file isn't the one that was listed."""
@@ -34,22 +36,35 @@ class Source:
 
 
 def list_files(directory: Path, *, setting: str) -> list[Path]:
-    """The data files directly in `directory`, by name. Raises: InputError when there is none."""
-    if not directory.is_dir():
-        found = "not a directory" if directory.exists() else "no such directory"
-        raise InputError(f"{setting}={directory}: {found}; expected one with cap-signal CSV files")
-    found_files = sorted(
-        path
-        for path in directory.iterdir()
-        if path.name.lower().endswith((".csv", ".csv.gz"))
-        and not path.name.startswith((".", "metadata__"))
-        and path.is_file()
-    )
+    """The data files directly in `directory`, by name. Raises: InputError when there is none, or
+    what is named like one isn't a file."""
+    try:
+        if not directory.is_dir():
+            found = "not a directory" if directory.exists() else "no such directory"
+            raise InputError(
+                f"{setting}={directory}: {found}; expected one with cap-signal CSV files"
+            )
+        found_files = sorted(path for path in directory.iterdir() if _is_data_file(path))
+    except OSError as error:
+        raise InputError(f"{setting}={directory}: can't be read ({error.strerror})") from None
     if not found_files:
         raise InputError(
             f"{setting}={directory}: no *.csv or *.csv.gz file there (metadata__* aside)"
         )
     return found_files
+
+
+def _is_data_file(path: Path) -> bool:
+    """Raises: InputError for what would be one if it could be read, again and again."""
+    is_named_so = path.name.lower().endswith((".csv", ".csv.gz"))
+    if not is_named_so or path.name.startswith((".", "metadata__")) or path.is_dir():
+        return False
+    if not is_text(path.name):
+        raise InputError(f"{path}: its name isn't in UTF-8. Rename the file.")
+    if not path.is_file():
+        kind = "not a plain file" if path.exists() else "a link that leads nowhere"
+        raise InputError(f"{path}: {kind}. Remove it, or put the CSV file there.")
+    return True
 
 
 def open_sources(
@@ -72,9 +87,8 @@ def open_sources(
         if not class_map or cap_class in class_map:
             label = class_map.get(cap_class, cap_class)
             name = f"{directory.name}/{path.name}" if is_test else path.name
-            sources.append(
-                Source(path, name, cap_class, label, is_test, stat.st_size, stat.st_mtime_ns)
-            )
+            times = stat.st_mtime_ns, stat.st_ctime_ns
+            sources.append(Source(path, name, cap_class, label, is_test, stat.st_size, *times))
     labels = {source.label for source in sources}
     if labels != set(range(num_classes)):
         missing, surplus = set(range(num_classes)) - labels, labels - set(range(num_classes))
@@ -108,7 +122,7 @@ def _file_class(path: Path) -> int:
 
 
 class DigestIndex:
-    """SHA-256 of files seen before, kept in a small JSON file by path, size and time of change, so
+    """SHA-256 of files seen before, kept in a small JSON file by path, size and times of change, so
     that a rerun needn't read them."""
 
     def __init__(self, path: Path) -> None:
@@ -123,14 +137,18 @@ class DigestIndex:
 
     def get(self, source: Source) -> str | None:
         entry = self._entries.get(str(source.path.absolute()))
-        if isinstance(entry, list) and entry[:2] == [source.size, source.mtime_ns]:
-            return str(entry[2])
+        if isinstance(entry, list) and entry[:-1] == self._seen(source):
+            return str(entry[-1])
         return None
+
+    @staticmethod
+    def _seen(source: Source) -> list[int]:
+        return [source.size, source.mtime_ns, source.ctime_ns]
 
     def add(self, digests: dict[Source, str]) -> None:
         """Saves these digests and no others: the index doesn't grow with files long gone."""
         self._entries = {
-            str(source.path.absolute()): [source.size, source.mtime_ns, digest]
+            str(source.path.absolute()): [*self._seen(source), digest]
             for source, digest in digests.items()
         }
         files.write_json(self._path, self._entries)
@@ -164,8 +182,8 @@ def simulation_warnings(found: Sequence[Source]) -> list[str]:
 
 
 def _is_simulated(directory: Path) -> bool:
+    path = directory / "README.txt"
     try:
-        text = (directory / "README.txt").read_text("utf-8", errors="replace")
+        return path.is_file() and path.read_bytes().startswith(b"SIMULATED")
     except OSError:
         return False
-    return text.startswith("SIMULATED")

@@ -87,16 +87,9 @@ def split_groups(
     group, size = group[order], size[order]
     ends = np.cumsum(np.bincount(cap_class, minlength=len(counts)))
     of_class = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    few = [
-        f"class {label} has {_count(rows.stop - rows.start, kind)}"
-        for label, rows in enumerate(of_class)
-        if rows.stop - rows.start < len(to_fill)
-    ]
-    if few:
-        raise InputError(
-            f"split_params.group_by={kind}: {', '.join(few)}; {len(to_fill)} or more are needed, "
-            "one per split. Add data, or split by read."
-        )
+    check_groups(
+        [rows.stop - rows.start for rows in of_class], has_test_dir=has_test_dir, kind=kind
+    )
     assigned = np.full(int(group.max()) + 1, -1, np.int8)
     for label, (targets, rows) in enumerate(zip(counts, of_class, strict=True)):
         members, sizes = group[rows], size[rows]
@@ -112,6 +105,22 @@ def split_groups(
             )
         assigned[members[known < 0]] = np.array(to_fill, np.int8)[parts]
     return assigned
+
+
+def check_groups(groups: Sequence[int], *, has_test_dir: bool, kind: str) -> None:
+    """groups[c]: of class c. Raises: InputError that names the classes with fewer than there are
+    splits to fill."""
+    needed = 2 if has_test_dir else 3
+    few = [
+        f"class {label} has {_count(count, kind)}"
+        for label, count in enumerate(groups)
+        if count < needed
+    ]
+    if few:
+        raise InputError(
+            f"split_params.group_by={kind}: {', '.join(few)}; {needed} or more are needed, "
+            "one per split. Add data, or split by read."
+        )
 
 
 def _count(count: int, kind: str) -> str:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from capfinder.allowed import shown
 from capfinder.errors import SettingsError
 
 T = TypeVar("T")
+MOST_LAYERS = 64  # of any kind: a list with more is a slip
 
 
 def hyperparameter(
@@ -48,9 +50,10 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     if not isinstance(field.default, tuple):
         return _checked_number(field, value, type(field.default))
     wanted = type(field.default[0])
-    if not isinstance(value, list | tuple) or not value:
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= MOST_LAYERS:
         raise SettingsError(
-            f"model_params.{field.name}: {value!r} is not a list of one or more numbers "
+            f"model_params.{field.name}: {shown(value)} is not a list of one or more numbers, "
+            f"{MOST_LAYERS} at most "
             f"({field.metadata['meaning']})"
         )
     return tuple(_checked_number(field, one, wanted) for one in value)
@@ -63,7 +66,7 @@ def _checked_number(field: dataclasses.Field[Any], value: Any, wanted: type) -> 
     if not is_number or not low <= value <= high:
         kind = "a number" if wanted is float else "a whole number"
         raise SettingsError(
-            f"model_params.{field.name}: {value!r} is not {kind} from {low:g} to {high:g} "
+            f"model_params.{field.name}: {shown(value)} is not {kind} from {low:g} to {high:g} "
             f"({field.metadata['meaning']})"
         )
     return wanted(value)

@@ -11,17 +11,21 @@ import numpy as np
 
 from capfinder import log
 from capfinder.errors import InputError
+from capfinder.etl import splits
 from capfinder.etl.csv_files import is_gzip, read_blocks
 from capfinder.etl.csv_reader import parse_signals, scan_block
 from capfinder.etl.identities import IDENTITY
-from capfinder.etl.plan import CHOSEN, RECORD_EXTRA_BYTES
+from capfinder.etl.parents import metadata_of
+from capfinder.etl.plan import CHOSEN, RECORD_EXTRA_BYTES, SplitRules
 from capfinder.etl.sources import Source
 from capfinder.etl.stream import BLOCK_BYTES, worker_count
 from capfinder.log import logger
 from capfinder.stages.etl_build import EtlSettings
 
 SAMPLE_BLOCKS = 4  # of a compressed file, to see how much text its bytes hold
+SAMPLE_ROWS = 1000  # parsed, to see how fast that is: of short rows a block holds 100,000
 SPARE_BYTES = 50_000_000
+SURE = 10  # no estimate is so many times too low
 WRITE_READS_PER_SECOND = 100_000  # buckets, shards and their check, a slow disk
 
 
@@ -72,6 +76,7 @@ def estimate(found: Sequence[Source], settings: EtlSettings) -> Estimate:
             tested += rows
         else:
             reads[source.label] += rows
+    _check_splits(found, reads, settings.rules)
     limit = settings.rules.examples_per_class or np.inf
     if not settings.rules.keep_all:
         limit = min(limit, reads.min())
@@ -99,6 +104,33 @@ def estimate(found: Sequence[Source], settings: EtlSettings) -> Estimate:
     )
 
 
+def _check_splits(found: Sequence[Source], reads: np.ndarray, rules: SplitRules) -> None:
+    """What is sure to fail after hours of reading; reads (C,) of each class, about.
+
+    Raises: InputError, as it would then be."""
+    fitted = [source for source in found if not source.is_test]
+    has_test_dir = len(fitted) < len(found)
+    if rules.group_by == "file":
+        files = np.bincount([source.label for source in fitted], minlength=rules.num_classes)
+        splits.check_groups(files.tolist(), has_test_dir=has_test_dir, kind="file")
+    elif rules.group_by == "parent_read":
+        metadata_of(sorted({source.path.parent for source in found}))
+    else:
+        most = SURE * int(reads.min()) + SURE
+        train, *_ = splits.split_counts(
+            most,
+            train_test_fraction=rules.train_test_fraction,
+            train_val_fraction=rules.train_val_fraction,
+            has_test_dir=has_test_dir,
+        )
+        if not train:
+            raise InputError(
+                f"class {reads.argmin()} has fewer than {most:,} reads, and of so few none would "
+                "be left for training. Add reads, or raise shared_params.train_test_fraction or "
+                "train_val_fraction."
+            )
+
+
 def _size(source: Source) -> tuple[float, float]:
     """About how many bytes of text and how many rows a file has."""
     is_packed = is_gzip(source.path)
@@ -119,12 +151,14 @@ def _rates(source: Source, settings: EtlSettings) -> tuple[float, float]:
         started = time.perf_counter()
         rows, _, _ = scan_block(block, cap_class=source.cap_class)
         scanned = time.perf_counter()
+        starts, ends = (each[:SAMPLE_ROWS] - block.offset for each in (rows.start, rows.end))
         parse_signals(
             block.data,
-            rows.start - block.offset,
-            rows.end - block.offset,
+            starts,
+            ends,
             target_length=settings.target_length,
             dtype=settings.dtype,
         )
         seconds = [scanned - started, time.perf_counter() - scanned]
-    return len(block.data) / max(seconds[0], 1e-6), len(block.data) / max(seconds[1], 1e-6)
+    parsed = int((ends - starts).sum()) or len(block.data)
+    return len(block.data) / max(seconds[0], 1e-6), parsed / max(seconds[1], 1e-6)

@@ -1,12 +1,13 @@
 """Finds what is wrong with search_params before a trial starts, and names it."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from capfinder.allowed import MOST, is_number, shown
 from capfinder.errors import SettingsError
+from capfinder.models.hyperparameters import MOST_LAYERS
 from capfinder.stages.search_params import LAYER_INDEX, SearchTrial, find_override
 
 OVERRIDE_KEYS = ("low", "high", "step", "log", "choices")
@@ -35,8 +36,11 @@ def check(
             )
         return drawn
 
+    def check_limits(name: str, values: tuple[Any, ...]) -> None:
+        _check_limits(name, values, overrides, architecture.Hyperparameters)
+
     usual = explore(space)
-    reached = explore(overridden) if overrides else {}
+    reached = explore(overridden, check_limits) if overrides else {}
     for pattern in overrides:
         names = [
             name for name in {**usual, **reached} if find_override(name, {pattern: None}) == pattern
@@ -48,14 +52,12 @@ def check(
             raise SettingsError(
                 f"search_params.{pattern}: fits no parameter of {model_type}; {hint}"
             )
-    for name, values in reached.items():
-        _check_limits(name, values, overrides, architecture.Hyperparameters)
 
 
 def _check_shape(key: str, override: Any) -> None:
     if not isinstance(override, Mapping) or not override:
         raise SettingsError(
-            f'{key}={override!r}: must be {{"low": ..., "high": ...}} (also "step" or "log") '
+            f'{key}={shown(override)}: must be {{"low": ..., "high": ...}} (also "step" or "log") '
             'or {"choices": [...]}'
         )
     for name in override:
@@ -72,13 +74,13 @@ def _check_shape(key: str, override: Any) -> None:
             or not choices
             or not all(map(_is_number, choices))
         ):
-            raise SettingsError(f"{key}.choices={choices!r}: must be a list of numbers")
+            raise SettingsError(f"{key}.choices={shown(choices)}: must be a list of numbers")
         return
     for name in ("low", "high", "step"):
         if name in override and not _is_number(override[name]):
-            raise SettingsError(f"{key}.{name}={override[name]!r}: must be a number")
+            raise SettingsError(f"{key}.{name}={shown(override[name])}: must be a number")
     if not isinstance(override.get("log", False), bool):
-        raise SettingsError(f"{key}.log={override['log']!r}: must be true or false")
+        raise SettingsError(f"{key}.log={shown(override['log'])}: must be true or false")
     if override.get("step", 1) <= 0:
         raise SettingsError(f"{key}.step={override['step']:g}: must be above 0")
     if override.get("log") and "step" in override:
@@ -86,34 +88,37 @@ def _check_shape(key: str, override: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and abs(value) <= MOST
 
 
 def _check_limits(
-    name: str, values: set[Any], overrides: Mapping[str, Any], hyperparameters: type
+    name: str, values: Iterable[Any], overrides: Mapping[str, Any], hyperparameters: type
 ) -> None:
-    """The architecture's own limits; a number of layers, which has none, is 1 or more."""
+    """The architecture's own limits; a number of layers, which has none, is 1 to MOST_LAYERS."""
     pattern = find_override(name, overrides)
     if pattern is None:
         return
     fields = {field.name: field for field in dataclasses.fields(hyperparameters)}
     field = fields.get(name) or fields.get(LAYER_INDEX.sub("", name))
     low = field.metadata["low"] if field else 1
-    high = field.metadata["high"] if field else math.inf
+    high = field.metadata["high"] if field else MOST_LAYERS
     default = field.default if field else 1
     whole = isinstance(default[0] if isinstance(default, tuple) else default, int)
     for value in values:
         if not low <= value <= high or (whole and not isinstance(value, int)):
             kind = "a whole number" if whole else "a number"
-            upper = f" and at most {high:g}" if high < math.inf else ""
             raise SettingsError(
                 f"search_params.{pattern}: {name}={value:g} must be {kind} of at least "
-                f"{low:g}{upper}"
+                f"{low:g} and at most {high:g}"
             )
 
 
-def explore(space: Callable[[Any], Any]) -> dict[str, set[Any]]:
+def explore(
+    space: Callable[[Any], Any], check: Callable[[str, tuple[Any, ...]], None] | None = None
+) -> dict[str, set[Any]]:
     """Every parameter that `space` can ask for, with the ends of its ranges or all its choices.
+
+    check: told of both before one of them is drawn, as a model of a million layers takes forever.
 
     Some are only asked for at certain values of others, so each in turn goes to its other end
     while the rest stay low, and while they stay high, until nothing new comes up."""
@@ -123,7 +128,7 @@ def explore(space: Callable[[Any], Any]) -> dict[str, set[Any]]:
         if not waiting:
             break
         name, high = waiting.pop()
-        probe = _Probe(name, high)
+        probe = _Probe(name, high, check)
         try:
             space(probe)
         except (ValueError, ArithmeticError):
@@ -141,8 +146,13 @@ def explore(space: Callable[[Any], Any]) -> dict[str, set[Any]]:
 class _Probe:
     """A trial that takes the end of every range: `high` or low, `flipped` the other one."""
 
-    def __init__(self, flipped: str | None, high: bool) -> None:
-        self._flipped, self._high = flipped, high
+    def __init__(
+        self,
+        flipped: str | None,
+        high: bool,
+        check: Callable[[str, tuple[Any, ...]], None] | None,
+    ) -> None:
+        self._flipped, self._high, self._check = flipped, high, check
         self.drawn: dict[str, Any] = {}
         self.offered: dict[str, tuple[Any, ...]] = {}
 
@@ -154,6 +164,8 @@ class _Probe:
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
         self.offered[name] = tuple(choices)
+        if self._check is not None:
+            self._check(name, self.offered[name])
         last = self._high != (name == self._flipped)
         self.drawn[name] = choices[-1 if last else 0]
         return self.drawn[name]

@@ -2,6 +2,7 @@
 
 Works on anything with suggest_int, suggest_float and suggest_categorical; no Optuna in here."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from capfinder.errors import SettingsError
 
 LAYER_INDEX = re.compile(r"_\d+$")  # conv_filters_2 is conv_filters of layer 2
+MOST_STEPS = 10**6  # from low to high
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,15 @@ def find_override(name: str, overrides: Mapping[str, Any]) -> str | None:
     """The key of search_params that rules `name`: itself, else the first pattern that fits.
 
     A pattern may leave out the layer: conv_filters and *_filters both fit conv_filters_2."""
-    if name in overrides:
+    return _find(name, tuple(overrides))
+
+
+@functools.lru_cache(maxsize=10_000)  # asked for every draw, of few names
+def _find(name: str, patterns: tuple[str, ...]) -> str | None:
+    if name in patterns:
         return name
     without_layer = LAYER_INDEX.sub("", name)
-    for pattern in overrides:
+    for pattern in patterns:
         if fnmatchcase(name, pattern) or fnmatchcase(without_layer, pattern):
             return pattern
     return None
@@ -123,6 +130,8 @@ def _apply(key: str, override: Mapping[str, Any], space: Space) -> Space:
         step = step or 1
         if any(value != int(value) for value in (low, high, step)):
             raise SettingsError(f"{key}: low, high and step must be whole numbers")
+    if "step" in override and (high - low) / step > MOST_STEPS:
+        raise SettingsError(f"{key}: step={step:g} is too small from low={low:g} to high={high:g}")
     if step is not None:
         high = low + math.floor((high - low) / step + 1e-8) * step  # the last value on the grid
     return Range(space.kind, low, high, step, bool(log))

@@ -17,10 +17,11 @@ from capfinder import files, log
 from capfinder.errors import StageFailedError
 from capfinder.etl.beam import parts
 from capfinder.etl.beam import ranges as scanning
+from capfinder.etl.beam.encoding import RangeEnd
 from capfinder.etl.beam.exchange import Exchange, WorkerFile, findings
 from capfinder.etl.beam.options import BeamOptions, parse
 from capfinder.etl.beam.parts import Form, ParseRows, WriteShard
-from capfinder.etl.beam.ranges import Digest, RangeEnd, ScanRange
+from capfinder.etl.beam.ranges import Digest, ScanRange
 from capfinder.etl.csv_files import is_gzip
 from capfinder.etl.plan import Plan
 from capfinder.etl.scan import FileFacts, ScannedBlock, file_of_segment
@@ -159,7 +160,7 @@ class BeamPassTwo:
         with log.progress("Fetching shards", total=len(self._plan.rows), unit="reads") as bar:
             for number in range(len(self._plan.shards)):
                 (shard,) = findings(self._exchange, parts.result_name(number))
-                path = directory / shard.name
+                path = directory / Path(shard.name).name
                 self._exchange.fetch(shard.name, path)
                 if files.sha256_file(path) != shard.file.sha256:
                     raise StageFailedError(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from capfinder.errors import CapfinderError, InputError, StageFailedError
+from capfinder.etl.beam import encoding
 
 Item = TypeVar("Item")
 
@@ -126,9 +126,9 @@ def record(exchange: Exchange, name: str, findings: Iterable[object]) -> None:
     with exchange.put(name) as stream:
         try:
             for finding in exchange.while_open(findings):
-                pickle.dump(finding, stream, pickle.HIGHEST_PROTOCOL)
+                encoding.write(stream, finding)
         except CapfinderError as error:
-            pickle.dump(error, stream)
+            encoding.write(stream, error)
 
 
 def findings(exchange: Exchange, name: str) -> Iterator[Any]:
@@ -141,9 +141,13 @@ def findings(exchange: Exchange, name: str) -> Iterator[Any]:
     with exchange.open(name) as stream:
         while True:
             try:
-                finding = pickle.load(stream)
+                finding = encoding.read(stream)
             except EOFError:
                 return
+            except ValueError as error:
+                raise StageFailedError(
+                    f"{exchange.here}/{name}: isn't what a Beam worker leaves ({error}). Run again."
+                ) from None
             if isinstance(finding, CapfinderError):
                 raise finding
             yield finding

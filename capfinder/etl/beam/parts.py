@@ -1,6 +1,5 @@
 """Pass two for Beam's workers: the rows of a part of a file parsed, those of a shard written."""
 
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ import numpy as np
 
 from capfinder.errors import CapfinderError
 from capfinder.etl import shuffle
+from capfinder.etl.beam import encoding
 from capfinder.etl.beam.exchange import Exchange, WorkerFile, record
 from capfinder.etl.plan import CHOSEN, Shard
 from capfinder.etl.shuffle import ParsedBlock, WrittenShard
@@ -53,7 +53,7 @@ def parse(task: ParseRows, exchange: Exchange, form: Form) -> Iterator[tuple[int
     with exchange.put(task.name) as stream:
         try:
             for parsed in exchange.while_open(_parsed(task, exchange, form)):
-                pickle.dump(_without_signals(parsed), stream, pickle.HIGHEST_PROTOCOL)
+                encoding.write(stream, _without_signals(parsed))
                 rows = shuffle.bucket_rows(parsed, form.row)
                 gathered.append((parsed.rows["shard"], rows))
                 size += rows.nbytes
@@ -61,7 +61,7 @@ def parse(task: ParseRows, exchange: Exchange, form: Form) -> Iterator[tuple[int
                     yield from _by_shard(gathered)
                     gathered, size = [], 0
         except CapfinderError as error:  # raised where the user is
-            pickle.dump(error, stream)
+            encoding.write(stream, error)
     yield from _by_shard(gathered)
 
 

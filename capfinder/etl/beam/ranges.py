@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from capfinder.etl.beam.encoding import RangeEnd
 from capfinder.etl.beam.exchange import Exchange, WorkerFile, record
 from capfinder.etl.csv_files import (
     HEAD_BYTES,
@@ -22,15 +23,6 @@ from capfinder.etl.scan import ScannedBlock, scan
 from capfinder.etl.stream import BLOCK_BYTES
 
 RANGE_BYTES = 64_000_000  # some seconds of one processor
-
-
-@dataclass(frozen=True)
-class RangeEnd:
-    """Comes after a range's blocks. lines: that end in it; sha256: of the file, when the range is
-    all of it."""
-
-    lines: int
-    sha256: str | None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+"""What a dry run tells that would else show after hours; tests/fuzz has what it must not do."""
+
+import pytest
+from csv_input import write_classes
+
+from capfinder import log, preparation, settings
+from capfinder.cli import STAGES
+from capfinder.errors import CapfinderError, SettingsError
+
+
+@pytest.fixture
+def explain(tmp_path, capsys):
+    """What --dry_run says of these settings, which are those of good data otherwise."""
+    caps = write_classes(tmp_path / "caps")
+
+    def run(*, stages=STAGES, **changed) -> str:
+        values = {
+            "etl_params.caps_data_dir": str(caps),
+            "shared_params.output_dir": str(tmp_path / "out"),
+            "shared_params.num_classes": 2,
+            "tracking_params.mode": "off",
+            **{key.replace("__", "."): value for key, value in changed.items()},
+        }
+        preparation.explain(settings.checked(settings.default_config(), values), stages=stages)
+        return capsys.readouterr().out
+
+    yield run
+    log.stop()
+
+
+def _refused(explain, message, **changed):
+    with pytest.raises(CapfinderError) as error:
+        explain(**changed)
+    assert message in str(error.value)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:///nowhere/study.db", "can't be opened (no directory nowhere)"),
+        ("nodatabase://me:s3cret@host/db", "nodatabase"),
+        ("mysql+nodriver://me:s3cret@host/db", "nodriver"),
+        ("postgresql://me:s3cret@host:port/db", "tune_params.storage="),
+    ],
+)
+def test_a_study_that_cant_be_kept_is_told_before_the_dataset_is_built(explain, url, message):
+    told = _refused(explain, message, tune_params__storage=url)
+    assert "s3cret" not in told
+    explain(tune_params__storage=url, tune_params__max_trials=0)
+
+
+def test_a_study_in_a_file_isnt_made_by_a_dry_run(explain, tmp_path):
+    explain(tune_params__storage=f"sqlite:///{tmp_path}/study.db")
+    assert not (tmp_path / "study.db").exists()
+
+
+@pytest.mark.parametrize("key", ["etl_params.caps_data_dir", "shared_params.output_dir"])
+def test_a_directory_that_cant_be_is_told_with_its_setting(explain, tmp_path, key):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for wrong in ("a" * 300, f"{tmp_path}/file/below", "~nobody-of-this-name/x"):
+        _refused(explain, f"{key}=", **{key: wrong})
+    if key == "etl_params.caps_data_dir":
+        _refused(explain, f"{key}=", **{key: f"{tmp_path}/loop"})
+
+
+def test_the_data_of_the_test_set_are_others_than_those_of_the_training(explain, tmp_path):
+    same = f"{tmp_path}/other/../caps/"
+    _refused(explain, "split_params.test_caps_data_dir=", split_params__test_caps_data_dir=same)
+
+
+def test_without_data_there_must_be_a_dataset(explain, tmp_path):
+    missing = str(tmp_path / "missing")
+    told = _refused(explain, "no dataset version in", etl_params__caps_data_dir=missing)
+    assert f"etl_params.caps_data_dir={missing}: no such directory" in told
+    _refused(explain, "9.9.9", etl_params__use_remote_dataset_version="9.9.9")
+
+
+def test_data_are_looked_at_only_when_the_etl_is_to_run(explain, tmp_path):
+    (tmp_path / "caps" / "broken.csv").write_text("a,b\n")
+    _refused(explain, "broken.csv")
+    assert "Nothing was written" in explain(stages=("train",))
+
+
+def test_hyperparameters_are_judged_only_when_a_model_is_to_be_built(explain):
+    with pytest.raises(SettingsError, match=r"model_params\.dense_unit:"):
+        explain(model_params={"dense_unit": 8})
+    assert "Nothing was written" in explain(stages=("etl",), model_params={"dense_unit": 8})
