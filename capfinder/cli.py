@@ -1,28 +1,31 @@
 """The commands: parse, call, turn errors into one line. Heavy modules are imported inside them."""
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from ml_collections import ConfigDict
 
-from capfinder import files, log, settings
+from capfinder import files, log, memory, settings
+from capfinder.allowed import shortened, shown
 from capfinder.errors import CapfinderError, InputError, SettingsError, StoppedError
-
-STAGES = ("etl", "tune", "train", "evaluate", "export")
+from capfinder.run_record import STAGES
 
 
 class _Parser(argparse.ArgumentParser):
     """Errors in one line, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+        said = log.printable(message)
+        self.exit(2, f"error: {said} ({self.prog} --help lists the options)\n")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -41,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(command: Callable[[], None]) -> int:
+    log.hide(os.environ.get("COMET_API_KEY"))  # typed into a setting, it would be shown as wrong
     try:
-        command()
+        with memory.collected_rarely():
+            command()
         return 0
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong option
         return stop.code if isinstance(stop.code, int) else 1
@@ -53,12 +58,14 @@ def _run_command(command: Callable[[], None]) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return _fail_unexpectedly(error)
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(
-            f"the disk is full{where}. Free some space, then run the same command again.", 1, error
-        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"the disk is full{where}. Free some space"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and error.filename:
+            text = f"{error.filename}: {error.strerror}. Give access to it"
+        else:
+            return _fail_unexpectedly(error)
+        return _fail(f"{text}, then run the same command again.", 1, error)
     except MemoryError as error:
         return _fail("out of memory: lower shared_params.batch_size", 1, error)
     except Exception as error:
@@ -104,7 +111,7 @@ def _launch(arguments: Sequence[str]) -> None:
     overrides = dict(_overrides(rest))
     if known.output_dir is not None:
         overrides["shared_params.output_dir"] = known.output_dir
-    config = settings.checked(_load_config(Path(known.config)), overrides)
+    config = _load_config(Path(known.config), overrides)
     _run_pipeline(config, stages=_stages(known.stage), dry_run=known.dry_run)
 
 
@@ -113,11 +120,12 @@ def _stages(names: str) -> tuple[str, ...]:
     for name in asked:
         if name not in STAGES:
             raise SettingsError(
-                f"--stage={names}: no such stage as {name!r}{settings.nearest(name, STAGES)} "
+                f"--stage={shortened(names)}: no such stage as {shown(name)}"
+                f"{settings.nearest(name, STAGES)} "
                 f"(stages: {', '.join(STAGES)})"
             )
     if not asked:
-        raise SettingsError(f"--stage={names!r}: names no stage (stages: {', '.join(STAGES)})")
+        raise SettingsError(f"--stage={shown(names)}: names no stage (stages: {', '.join(STAGES)})")
     return tuple(stage for stage in STAGES if stage in asked)
 
 
@@ -130,7 +138,7 @@ def _overrides(arguments: Sequence[str]) -> list[tuple[str, object]]:
         name, equals, value = argument.partition("=")
         if not name.startswith("--config."):
             close = settings.nearest(name, ["--config", "--stage", "--output_dir", "--dry_run"])
-            raise SettingsError(f"{argument}: no such option{close}")
+            raise SettingsError(f"{shortened(argument) or repr(argument)}: no such option{close}")
         key = name.removeprefix("--config.")
         if not equals:
             takes_value = rest and not rest[0].startswith("--")
@@ -139,11 +147,12 @@ def _overrides(arguments: Sequence[str]) -> list[tuple[str, object]]:
     return found
 
 
-def _load_config(path: Path) -> ConfigDict:
-    """Runs a config file's `get_config()`; configs are the user's own code."""
+def _load_config(path: Path, overrides: Mapping[str, object]) -> ConfigDict:
+    """A JSON file, or a config file's `get_config()` (configs are the user's own code), checked
+    together with the overrides."""
     if path.suffix == ".json":
-        return settings.read_json_config(path)
-    if not path.is_file():
+        return settings.read_json_config(path, overrides)
+    if not os.path.isfile(path):  # of a name that no file can have, too
         raise InputError(f"--config={path}: no such file (configs/ holds those that ship)")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -159,7 +168,7 @@ def _load_config(path: Path) -> ConfigDict:
         raise SettingsError(f"{path}: {type(error).__name__}: {text}") from error
     if not isinstance(config, ConfigDict):
         raise SettingsError(f"{path}: get_config() must return a ConfigDict")
-    return config
+    return settings.checked(config, overrides)
 
 
 def _run_pipeline(config: ConfigDict, *, stages: tuple[str, ...], dry_run: bool) -> None:
@@ -179,6 +188,7 @@ def _capfinder(arguments: Sequence[str]) -> None:
     for add in (
         _add_create_train_config,
         _add_train_model,
+        _add_tune_worker,
         _add_make_train_dataset,
         _add_predict,
         _add_inspect,
@@ -245,6 +255,56 @@ def _add_train_model(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _train_model(known: argparse.Namespace) -> None:
     config = settings.read_json_config(known.config_file)
     _run_pipeline(config, stages=_stages(known.stage), dry_run=known.dry_run)
+
+
+def _add_tune_worker(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = _command(
+        commands,
+        "tune-worker",
+        _tune_worker,
+        "Help a run with its tuning from another process, on this machine or another.",
+    )
+    add = parser.add_argument
+    add(
+        "-r",
+        "--run",
+        required=True,
+        type=Path,
+        help="the run's output directory; its run.json has the settings",
+    )
+    add(
+        "-s",
+        "--storage",
+        help="URL of the study's database, where run.json doesn't have it whole; CAPFINDER_STORAGE "
+        "in the environment does the same and hides a password better",
+    )
+    add("-t", "--timeout_minutes", help="no new trial starts after this long; None: as in the run")
+    add(
+        "-w",
+        "--wait_minutes",
+        type=_minutes,
+        default=0.0,
+        help="how long to wait for a run that hasn't begun its study",
+    )
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text}: must be a number of minutes, 0 or more")
+
+
+def _tune_worker(known: argparse.Namespace) -> None:
+    given = {"storage": known.storage, "timeout_minutes": known.timeout_minutes}
+    values = {
+        name: settings.parse_override(f"tune_params.{name}", text)[1]
+        for name, text in given.items()
+        if text is not None
+    }
+    from capfinder.stages import tune_worker
+
+    tune_worker.run(known.run, wait_minutes=known.wait_minutes, **values)
 
 
 def _add_make_train_dataset(commands: "argparse._SubParsersAction[_Parser]") -> None:

@@ -1,5 +1,9 @@
-"""One log file a run, a readable terminal, progress bars with an ETA."""
+"""One log file a run, a readable terminal, progress bars with an ETA.
 
+Whatever is said here may hold names that somebody else chose, of a file, say: none of them can
+steer a terminal or forge a line, and what was hidden is said nowhere."""
+
+import contextlib
 import io
 import logging
 import sys
@@ -9,6 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -27,6 +32,56 @@ logger = logging.getLogger("capfinder")
 console = Console()
 MEGABYTE = 10**6
 PLAIN_LINE_SECONDS = 10.0  # between two progress lines when the output isn't a terminal
+LEAST_SECRET = 6  # characters: a shorter one would stand in other words too
+
+_secrets: set[str] = set()
+
+
+def hide(secret: str | None) -> None:
+    """From now on *** is said in its place."""
+    if secret and len(secret) >= LEAST_SECRET:
+        _secrets.add(secret)
+
+
+def printable(text: str) -> str:
+    r"""One line without secrets, all that isn't printed as itself written as \x1b, \n or \u202e."""
+    for secret in _secrets:
+        text = text.replace(secret, "***")
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+class _Formatter(logging.Formatter):
+    """Only the text of a message is ours: a line break in what is put into it is no line break."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_argument(value) for value in record.args)
+        return _printable_lines(super().format(record))
+
+
+def _argument(value: Any) -> Any:
+    return printable(str(value)) if isinstance(value, str | Path | BaseException) else value
+
+
+class _File(logging.FileHandler):
+    """A disk that is full ends the run where results are written, in a line of its own, and not
+    here in a traceback for each line of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # the same, of what it still had to write
+            super().close()
 
 
 class _Terminal(logging.Handler):
@@ -36,7 +91,12 @@ class _Terminal(logging.Handler):
         style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno)
         # Long lines are the terminal's to wrap: a path must stay one word for copying.
         console.print(
-            self.format(record), style=style, markup=False, highlight=False, soft_wrap=True
+            self.format(record),
+            style=style,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -50,7 +110,9 @@ def start(logs_dir: Path | None, *, debug: bool = False, beside: bool = False) -
     if beside:
         console = Console(force_terminal=False)  # no bars
     logger.propagate = False
-    logger.addHandler(_Terminal())
+    terminal = _Terminal()
+    terminal.setFormatter(_Formatter())
+    logger.addHandler(terminal)
     if logs_dir is None:
         return None
     logs_dir.mkdir(parents=True, exist_ok=True)
@@ -59,13 +121,13 @@ def start(logs_dir: Path | None, *, debug: bool = False, beside: bool = False) -
     path, again = logs_dir / f"{stem}.log", 1
     while True:
         try:
-            handler = logging.FileHandler(path, mode="x", encoding="utf-8")
+            handler = _File(path, mode="x", encoding="utf-8")
             break
         except FileExistsError:  # two runs within a second
             again += 1
             path = logs_dir / f"{stem}_{again}.log"
     place = "%(filename)s:%(lineno)d %(funcName)s | " if debug else ""
-    handler.setFormatter(logging.Formatter(f"%(asctime)s | %(levelname)-7s | {place}%(message)s"))
+    handler.setFormatter(_Formatter(f"%(asctime)s | %(levelname)-7s | {place}%(message)s"))
     logger.addHandler(handler)
     return path
 
@@ -89,10 +151,11 @@ def table(
     Columns are right-justified but for those in `left`."""
     rich_table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        rich_table.add_column(column, justify="left" if number in left else "right")
+        header = Text(printable(column))
+        rich_table.add_column(header, justify="left" if number in left else "right")
     for row in rows:
         # Text, not str: what looks like rich's markup in a file's name is none.
-        rich_table.add_row(*(Text(str(cell)) for cell in row))
+        rich_table.add_row(*(Text(printable(str(cell))) for cell in row))
     plain = Console(width=160, no_color=True, record=True, file=io.StringIO())
     plain.print(rich_table)
     text = plain.export_text().rstrip()
@@ -100,7 +163,7 @@ def table(
         if console.is_terminal:
             console.print(rich_table)
         else:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
     file_only(logging.INFO, "\n" + text)
 
 
@@ -239,4 +302,4 @@ def format_bytes(size: float) -> str:
 
 def print_error(message: str) -> None:
     """The one line a failed command ends with, on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from capfinder import capmap, files, log, preparation, run_record, settings
-from capfinder.errors import InputError
+from capfinder import capmap, files, log, preparation, run_record, run_summary, settings
+from capfinder.errors import InputError, StoppedError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.run_record import RunRecord
+from capfinder.run_record import RunRecord, SetAside
 
 if TYPE_CHECKING:
     from capfinder.data.versions import Dataset
@@ -23,9 +23,19 @@ if TYPE_CHECKING:
     from capfinder.tracking import Tracker
 
 
-@dataclass(frozen=True)
+@dataclass
+class Done:
+    """What a stage has to say for itself when it has ended, as RunRecord.finish_stage takes it."""
+
+    summary: str = ""
+    why: str = ""  # how the result came about: what was reused, and why
+    is_reused: bool = False
+    key: str = ""
+
+
+@dataclass
 class Context:
-    """What every stage of one run shares."""
+    """What every stage of one run shares, and what came of them."""
 
     config: ConfigDict
     output_dir: Path
@@ -33,16 +43,29 @@ class Context:
     interrupt: Interrupt
     stages: tuple[str, ...]
     class_names: list[str]
-    ran: set[str] = field(default_factory=set)  # by this run, not an earlier one
+    ran: dict[str, float] = field(default_factory=dict)  # seconds, by stage of this run
+    skipped: dict[str, str] = field(default_factory=dict)  # why, by stage
+    interrupted: dict[str, dict[str, int]] = field(default_factory=dict)  # as in metrics.json
+    set_aside: SetAside | None = None
 
     @contextmanager
-    def timed(self, stage: str, done: dict[str, str]) -> Iterator[None]:
+    def timed(self, stage: str, done: Done) -> Iterator[None]:
         """Logs the stage's start and notes its end, with what `done` then says of it."""
         logger.info("== %s ==", stage)
         started = time.monotonic()
-        yield
-        self.record.finish_stage(stage, seconds=time.monotonic() - started, **done)
-        self.ran.add(stage)
+        try:
+            yield
+        except StoppedError as stopped:
+            raise StoppedError(f"{stage}: {stopped}", stopped.exit_code) from stopped
+        self.ran[stage] = time.monotonic() - started
+        self.record.finish_stage(stage, seconds=self.ran[stage], **vars(done))
+
+    def note_interrupted(self, stage: str, reached: dict[str, int] | None) -> None:
+        """How far a stage came that Ctrl-C ended early; None for one that wasn't."""
+        self.interrupted.pop(stage, None)
+        if reached is not None:
+            self.interrupted[stage] = reached
+        self.record.update(interrupted=self.interrupted)
 
     @contextmanager
     def tracked(self, project: str, stage: str) -> Iterator["Tracker"]:
@@ -63,6 +86,7 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
 
     Raises: CapfinderError; StoppedError after a signal."""
     config = preparation.prepared(config)
+    run_record.keep_secrets(config)
     runtime = config.runtime_params
     with Interrupt().installed() as interrupt:
         if not runtime.distributed:
@@ -92,6 +116,8 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
     run_record.prepare_output_dir(output_dir)
     log.start(output_dir / "logs", debug=config.debug_code)
     log.log_settings(json.dumps(settings.to_shown(config), indent=4))
+    if interrupt.ignores_ctrl_c:
+        logger.info("Ctrl-C is ignored, as this process was started so; SIGTERM ends it")
     started = time.monotonic()
     tracking.check(config.tracking_params.mode)
     if stages != ("etl",):
@@ -101,7 +127,15 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
     dataset = _etl(context)
     if stages != ("etl",):
         _model_stages(context, dataset)
-    _print_summary(context, time.monotonic() - started)
+    run_summary.show(
+        record,
+        seconds=time.monotonic() - started,
+        asked=stages,
+        ran=context.ran,
+        skipped=context.skipped,
+        interrupted=context.interrupted,
+        set_aside=context.set_aside,
+    )
 
 
 def _model_stages(context: Context, dataset: "Dataset") -> None:
@@ -129,14 +163,16 @@ def _etl(context: Context) -> "Dataset":
                 f"{context.output_dir}: holds no dataset of these settings yet; "
                 "run the etl stage first"
             )
-        dataset = versions.open_dataset(context.output_dir / known["directory"])
+        directory = run_record.inside(context.output_dir, known.get("directory"))
+        dataset = versions.open_dataset(directory)
         _begin(context, dataset, known)
         return dataset
-    done: dict[str, str] = {}
+    done = Done()
     with context.timed("etl", done):
         result = etl.run(config)
         dataset = result.dataset
-        done["summary"] = f"dataset {dataset.version}: {result.why}"
+        done.summary, done.why = f"dataset {dataset.version}", result.why
+        done.is_reused = result.reused
         facts = {
             "directory": str(dataset.directory.relative_to(context.output_dir)),
             "version": dataset.version,
@@ -168,13 +204,14 @@ def _publish(context: Context, dataset: "Dataset") -> None:
 
 
 def _begin(context: Context, dataset: "Dataset", facts: dict[str, Any]) -> None:
-    context.record.begin(
+    context.set_aside = context.record.begin(
         run_record.results_key(context.config, dataset.fingerprint),
         settings=settings.to_shown(context.config),
         seed=context.config.tune_params.seed,
         class_names=context.class_names,
         dataset=facts,
     )
+    context.interrupted = dict(context.record.values.get("interrupted") or {})
 
 
 def _track_dataset(tracker: "Tracker", dataset: "Dataset") -> None:
@@ -186,19 +223,25 @@ def _track_dataset(tracker: "Tracker", dataset: "Dataset") -> None:
 def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
     from capfinder.stages import tune
 
-    config = context.config
-    if config.tune_params.max_trials == 0:
+    config, asked = context.config, context.config.tune_params.max_trials
+    if asked == 0:
+        context.skipped["tune"] = "tune_params.max_trials=0: model_params are trained"
         if "tune" in context.stages:
             context.record.update(tuning=None)
+        context.note_interrupted("tune", None)
         return tune.without_study(config)
     if "tune" not in context.stages:
-        return tune.best(config, dataset=dataset) or tune.without_study(config)
-    done: dict[str, str] = {}
+        result = tune.best(config, dataset=dataset) or tune.without_study(config)
+        was_interrupted = (context.record.values.get("tuning") or {}).get("interrupted", False)
+        _note_tuning(context, result, was_interrupted)
+        return result
+    done = Done()
     with context.timed("tune", done):
         known = None if config.tune_params.overwrite else tune.best(config, dataset=dataset)
-        if known is not None and known.num_finished >= config.tune_params.max_trials:
+        if known is not None and known.num_finished >= asked:
             logger.info("The study already has its %d trials", known.num_finished)
-            result = known
+            result, done.is_reused = known, True
+            done.why = f"reused: the study of these settings has its {known.num_finished} trials"
         else:
             project = f"{config.tune_params.comet_project_name}_{config.shared_params.model_type}"
             with context.tracked(project, "tuning") as tracker:
@@ -206,9 +249,22 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
                 result = tune.run(
                     config, dataset=dataset, tracker=tracker, interrupt=context.interrupt
                 )
-        done["summary"] = result.summary()
+            there = 0 if known is None else known.num_finished
+            done.why = "new: no finished trial of these settings was there"
+            if config.tune_params.overwrite:
+                done.why = "new, as tune_params.overwrite asks for"
+            elif there:
+                done.why = f"went on: {there} of {asked} trials were there"
+        done.summary = result.summary()
         context.record.update(tuning=result.as_record(context.output_dir))
+    _note_tuning(context, result, result.interrupted)
     return result
+
+
+def _note_tuning(context: Context, result: "TuneResult", was_interrupted: bool) -> None:
+    asked, finished = context.config.tune_params.max_trials, result.num_finished
+    reached = {"trials": finished, "max_trials": asked}
+    context.note_interrupted("tune", reached if was_interrupted and finished < asked else None)
 
 
 def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") -> None:
@@ -218,9 +274,11 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
     for name in (".", "evaluation", "best_model", "best_model/classifier"):
         files.remove_partial(output_dir / name)
     training = train.Training(config, dataset=dataset, hyperparameters=tuned.hyperparameters)
-    if training.is_finished() and not _left_to_do(context, training.load()):
-        logger.info("Training, evaluation and export of these settings are already done")
-        return
+    if training.is_finished():
+        context.note_interrupted("train", None)
+        if not _left_to_do(context, training.load()) and _is_reported(context):
+            logger.info("Training, evaluation and export of these settings are already done")
+            return
     project = f"{config.train_params.comet_project_name}_{config.shared_params.model_type}"
     with context.tracked(project, "training") as tracker:
         _track_dataset(tracker, dataset)
@@ -233,50 +291,72 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
         from capfinder.evaluation import report  # after the first step, which it would put off
 
         tracker.log_file(report.render(output_dir))
+        context.record.update(reported=_reported(context))
         if path := log.file_path():
             tracker.log_file(path)
 
 
-def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, str]:
-    """The stages asked for whose output isn't there for this very training, with their keys."""
-    config, output_dir, values = context.config, context.output_dir, context.record.values
-    evaluation = output_dir / "evaluation"
+def _reported(context: Context) -> list[str]:
+    """What report.html tells of: the keys of the evaluation and the export."""
+    return [context.record.stage(stage).get("key", "") for stage in ("evaluate", "export")]
+
+
+def _is_reported(context: Context) -> bool:
+    """report.html tells of what there is, or no stage that it tells of was asked for."""
+    if not {"evaluate", "export"} & set(context.stages):
+        return True
+    is_current = context.record.values.get("reported") == _reported(context)
+    return is_current and (context.output_dir / "report.html").exists()
+
+
+def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, Done]:
+    """The stages asked for whose output isn't there for this very training: their keys, and why
+    what is there won't do."""
+    config, output_dir, record = context.config, context.output_dir, context.record
     outputs = {
-        "evaluate": [evaluation / "metrics.json", evaluation / "predictions_test.csv"],
-        "export": [output_dir / row["path"] for row in values.get("exports", [])],
+        "evaluate": ["evaluation/metrics.json", "evaluation/predictions_test.csv"],
+        "export": [str(row.get("path")) for row in record.values.get("exports") or []],
     }
-    keys = {
-        "evaluate": files.fingerprint([trained.key, context.class_names]),
-        "export": files.fingerprint(
-            [trained.key, context.class_names, config.export_params.formats]
-        ),
+    depends_on = {
+        "evaluate": [trained.key, context.class_names, context.interrupted],
+        "export": [trained.key, context.class_names, config.export_params.formats],
     }
-    left = {
-        stage: keys[stage]
-        for stage, paths in outputs.items()
-        if stage in context.stages and not context.record.is_done(stage, keys[stage], paths)
+    changed = {
+        "evaluate": "anew: the earlier one isn't of this training, or of other names of the caps",
+        "export": "anew: the earlier one isn't of this training, or of other names or formats",
     }
-    if not (output_dir / "report.html").exists() and "evaluate" in context.stages:
-        left["evaluate"] = keys["evaluate"]
+    left = {}
+    for stage in (name for name in depends_on if name in context.stages):
+        key, noted = files.fingerprint(depends_on[stage]), record.stage(stage)
+        absent = [name for name in outputs[stage] if not (output_dir / name).exists()]
+        if not noted:
+            left[stage] = Done(key=key, why="new: it wasn't done before")
+        elif noted.get("key") != key:
+            left[stage] = Done(key=key, why=changed[stage])
+        elif absent:
+            left[stage] = Done(key=key, why=f"anew: {', '.join(absent)} was missing")
     return left
 
 
 def _train(context: Context, training: "Training", tracker: "Tracker") -> "TrainResult":
-    if "train" not in context.stages:
-        return training.load()
-    done: dict[str, str] = {}
-    with context.timed("train", done):
-        result = training.run(tracker=tracker, interrupt=context.interrupt)
-        done["summary"] = result.summary()
+    done = Done(is_reused=training.is_finished())
+    if "train" in context.stages:
+        with context.timed("train", done):
+            result = training.run(tracker=tracker, interrupt=context.interrupt)
+            done.summary, done.why = result.summary(), result.why
+    else:
+        result = training.load()
+    max_epochs = context.config.train_params.max_epochs_final_model
+    reached = {"epochs": len(result.history), "max_epochs": max_epochs}
+    context.note_interrupted("train", reached if result.stopped == "interrupted" else None)
     return result
 
 
 def _evaluate(
-    context: Context, dataset: "Dataset", trained: "TrainResult", tracker: "Tracker", key: str
+    context: Context, dataset: "Dataset", trained: "TrainResult", tracker: "Tracker", done: Done
 ) -> None:
     from capfinder.stages import evaluate
 
-    done = {"key": key}
     with context.timed("evaluate", done):
         result = evaluate.run(
             context.config,
@@ -284,18 +364,18 @@ def _evaluate(
             model=trained.model,
             history=trained.history,
             stopped=trained.stopped,
+            interrupted=context.interrupted,
             class_names=context.class_names,
             tracker=tracker,
         )
-        done["summary"] = result.summary()
+        done.summary = result.summary()
 
 
 def _export(
-    context: Context, dataset: "Dataset", trained: "TrainResult", tracker: "Tracker", key: str
+    context: Context, dataset: "Dataset", trained: "TrainResult", tracker: "Tracker", done: Done
 ) -> None:
     from capfinder.stages import assembly, export
 
-    done = {"key": key}
     with context.timed("export", done):
         result = export.run(
             context.config,
@@ -303,36 +383,9 @@ def _export(
             signals=assembly.example_signals(context.config, dataset, "test"),
             class_names=context.class_names,
         )
-        done["summary"] = result.summary()
+        done.summary = result.summary()
+        if result.classifier_reused:
+            done.why += "; the .keras file is of this very model and was kept"
         context.record.update(exports=result.as_record(context.output_dir))
         for name, path in result.paths.items():
             tracker.log_model(path, name=name)
-
-
-def _print_summary(context: Context, seconds: float) -> None:
-    values, output_dir = context.record.values, context.output_dir
-    log.table(
-        f"Finished in {log.format_seconds(seconds)}",
-        ("stage", "time", "outcome"),
-        [
-            (
-                name,
-                log.format_seconds(stage["seconds"]) if name in context.ran else "earlier",
-                stage["summary"],
-            )
-            for name in context.stages
-            if (stage := values["stages"].get(name))
-        ],
-        left=(0, 2),
-    )
-    paths = {
-        "model": next(iter(sorted(output_dir.glob("best_model/classifier/*.keras"))), None),
-        "weights": output_dir / "best_model" / "best_model_weights.weights.h5",
-        "report": output_dir / "report.html",
-        "metrics": output_dir / "evaluation" / "metrics.json",
-        "dataset": output_dir / values["dataset"]["directory"],
-        "log": log.file_path(),
-    }
-    for name, path in paths.items():
-        if path is not None and path.exists():
-            logger.info("%-8s %s", name, path)

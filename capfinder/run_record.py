@@ -1,8 +1,11 @@
 """run.json: what an output directory holds, and when its results are set aside."""
 
+import json
 import os
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,10 +13,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from capfinder import files, settings
-from capfinder.errors import InputError
+from capfinder import files, log, settings
+from capfinder.errors import InputError, SettingsError
 from capfinder.log import logger
 
+STAGES = ("etl", "tune", "train", "evaluate", "export")
 # Settings that change no result: all others, with the dataset's fingerprint for what the paths
 # lead to, key what an output directory holds. Evaluation and export have keys of their own.
 WITHOUT_EFFECT = (
@@ -61,6 +65,7 @@ FOR_DATASET = (
     "split_params.test_caps_data_dir",
     "split_params.keep_all",
 )
+MOST_SHOWN = 200  # characters of a setting
 RESULTS = ("evaluation", "best_model", "report.html", "run.json")
 PACKAGES = (
     "capfinder",
@@ -105,6 +110,64 @@ def dataset_key(config: ConfigDict) -> str:
     return files.fingerprint({key: values[key] for key in FOR_DATASET})
 
 
+@dataclass(frozen=True)
+class SetAside:
+    """Results of another run that lay in the directory: where they are now, what made them other
+    results than those of this run."""
+
+    directory: Path
+    differences: list[str]
+
+    def __str__(self) -> str:
+        return f"The earlier results are in {self.directory}: {', '.join(self.differences)}"
+
+
+def differences(earlier: Mapping[str, Any], this: Mapping[str, Any]) -> list[str]:
+    """In words, what makes the results of two runs differ, by what their run.json says."""
+    before, after = (_of_effect(run.get("settings")) for run in (earlier, this))
+    if not before:
+        return ["no settings are known of the earlier results"]
+    found = [
+        f"{key}={_shown(value)} (was {_shown(before[key]) if key in before else 'no setting'})"
+        for key, value in after.items()
+        if key not in before or _shown(before[key]) != _shown(value)
+    ]
+    old, new = (run.get("dataset") or {} for run in (earlier, this))
+    if old.get("fingerprint") != new.get("fingerprint"):
+        found.append(f"dataset {new.get('version')} (was {old.get('version')})")
+    return found or ["they are of another version of capfinder"]
+
+
+def _of_effect(values: Any) -> dict[str, Any]:
+    """The settings in a record that may change results, by dotted keys; {} for what isn't one."""
+    try:
+        flat = settings.flat(values)
+    except (SettingsError, AttributeError):
+        return {}
+    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def keep_secrets(config: ConfigDict) -> None:
+    """To be called before anything is logged: hides the API key and the storage's password there.
+
+    Raises: SettingsError when a setting holds the key: settings are written down."""
+    password = re.search(r"://[^:@/?#]*:(.*)@", config.tune_params.storage or "")
+    log.hide(password and password[1])
+    key = os.environ.get("COMET_API_KEY", "").strip()
+    log.hide(key)
+    for name, value in settings.flat(settings.to_dict(config)).items():
+        if len(key) >= log.LEAST_SECRET and key in json.dumps(value):
+            raise SettingsError(
+                f"{name}: holds the Comet API key, and settings are written to the log and the "
+                "report. Take it out; the environment variable COMET_API_KEY is where it belongs."
+            )
+
+
 def prepare_output_dir(path: Path) -> None:
     """Raises: InputError when nothing can be written there."""
     probe = path / f"{files.PARTIAL}probe-{os.getpid()}"
@@ -120,58 +183,108 @@ def prepare_output_dir(path: Path) -> None:
 
 
 class RunRecord:
-    """The content of run.json; saved whole after each change."""
+    """The content of run.json; saved whole after each change. Workers that tune one study together
+    all write it."""
 
     def __init__(self, output_dir: Path) -> None:
         """Reads what the last run left, if anything."""
         self.output_dir = output_dir
-        self.values: dict[str, Any] = {}
-        self._read()
+        self.values: dict[str, Any] = self._on_disk()
 
-    def _read(self) -> None:
-        if self._path.exists():
-            try:
-                self.values = files.read_json(self._path)
-            except InputError as error:
-                logger.warning("%s; it is set aside", error)
+    def _on_disk(self) -> dict[str, Any]:
+        if not self._path.exists():
+            return {}
+        try:
+            values = files.read_json(self._path)
+            if is_record(values):
+                return dict(values)
+            logger.warning("%s: isn't a run's record; it is set aside", self._path)
+        except InputError as error:
+            logger.warning("%s; it is set aside", error)
+        return {}
 
     @property
     def _path(self) -> Path:
         return self.output_dir / "run.json"
 
-    def begin(self, key: str, **facts: Any) -> None:
+    def begin(self, key: str, **facts: Any) -> SetAside | None:
         """Goes on with the results of `key`; those of other settings or data are set aside.
 
         Called once the dataset is there, so that a mistake in the input moves nothing.
         Raises: InputError when results would have to be moved while another run writes them."""
-        self._read()  # another run may have written it while this one waited
+        aside = None
+        self.values = self._on_disk()  # another run may have written it while this one waited
         if self.values.get("results_key") != key:
-            self.values = {}
+            earlier, self.values = self.values, {}
             if any((self.output_dir / name).exists() for name in RESULTS):
                 with training_lock(self.output_dir):
-                    _set_aside(self.output_dir)
+                    aside = SetAside(_set_aside(self.output_dir), differences(earlier, facts))
+                logger.warning("%s", aside)
         self.values.setdefault("created", now())
         self.values.setdefault("stages", {})
         self.update(results_key=key, versions=package_versions(), **facts)
+        return aside
 
     def update(self, **facts: Any) -> None:
+        self._refresh()
         self.values.update(facts)
         files.write_json(self._path, self.values)
 
-    def finish_stage(self, name: str, *, seconds: float, summary: str, key: str = "") -> None:
-        """Notes that `name` is done; `key` says on what, for `is_done`."""
-        entry = {
-            "seconds": round(seconds, 1),
-            "summary": summary,
-            "finished": now(),
-            "key": key,
-        }
+    def _refresh(self) -> None:
+        """Takes in what other workers on the same results have written."""
+        written = self._on_disk()
+        if written and written.get("results_key") == self.values.get("results_key"):
+            self.values = written
+
+    def finish_stage(
+        self,
+        name: str,
+        *,
+        seconds: float,
+        summary: str,
+        why: str,
+        is_reused: bool = False,
+        key: str = "",
+    ) -> None:
+        """Notes that `name` is done; `key` says on what, for `is_done`, and `why` how its result
+        came about. A result that is reused keeps the time that it took when it was made."""
+        self._refresh()
+        entry = {"seconds": round(seconds, 1), "finished": now()}
+        if is_reused:
+            entry |= {part: self.stage(name)[part] for part in entry if part in self.stage(name)}
+        entry |= {"summary": summary, "why": why, "key": key}
         self.update(stages={**self.values["stages"], name: entry})
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """What is noted of a stage; {} when it was never done on these results."""
+        return dict(self.values.get("stages", {}).get(name, {}))
 
     def is_done(self, name: str, key: str, outputs: Sequence[Path]) -> bool:
         """The stage was done on `key`, and what it wrote is still there."""
-        entry = self.values.get("stages", {}).get(name, {})
-        return entry.get("key") == key and all(path.exists() for path in outputs)
+        return self.stage(name).get("key") == key and all(path.exists() for path in outputs)
+
+
+def is_record(values: Any) -> bool:
+    """Whether its parts are of the kinds that are written: a run.json may be anybody's."""
+    if not isinstance(values, dict):
+        return False
+    groups = [values.get(name) or {} for name in ("settings", "stages", "dataset", "tuning")]
+    rows = [values.get("exports") or []]
+    if not all(isinstance(group, dict) for group in groups) or not isinstance(rows[0], list):
+        return False
+    return all(isinstance(row, dict) for row in [*groups[1].values(), *rows[0]])
+
+
+def inside(directory: Path, name: Any) -> Path:
+    """directory/name, where the record of a directory names something in it.
+
+    Raises: InputError when it leads elsewhere."""
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(
+            f"{directory / 'run.json'}: names {name!r}, which isn't in {directory}. Was it changed "
+            "by hand? Run the etl stage again."
+        )
+    return directory / name
 
 
 def training_lock(output_dir: Path) -> Any:
@@ -179,7 +292,8 @@ def training_lock(output_dir: Path) -> Any:
     return files.exclusive_lock(output_dir / ".training.lock", holder="another training run")
 
 
-def _set_aside(output_dir: Path) -> None:
+def _set_aside(output_dir: Path) -> Path:
+    """Moves the results; returns where they are now."""
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
     previous, again = output_dir / "previous" / stamp, 1
     while previous.exists():  # two within a second
@@ -189,4 +303,4 @@ def _set_aside(output_dir: Path) -> None:
     for name in RESULTS:
         if (output_dir / name).exists():
             (output_dir / name).rename(previous / name)
-    logger.warning("Settings or data differ from the last run's, which is now in %s", previous)
+    return previous

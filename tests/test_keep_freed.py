@@ -1,7 +1,10 @@
+import gc
 import subprocess
 import sys
 
 import pytest
+
+from capfinder import cli, memory
 
 PROGRAM = """
 import ctypes, resource, sys
@@ -31,3 +34,11 @@ def test_memory_that_is_freed_and_taken_again_isnt_cleared_by_the_system_anew():
     }
     assert faults["kept"] < 100
     assert faults["as it is"] > 20 * max(1, faults["kept"])
+
+
+def test_a_command_has_objects_collected_rarely_and_leaves_python_as_it_was(monkeypatch):
+    before, within = gc.get_threshold(), []
+    monkeypatch.setattr(cli, "_launch", lambda arguments: within.append(gc.get_threshold()))
+    assert cli.launch([]) == 0
+    assert within == [(memory.NEW_OBJECTS, *before[1:])] and within[0] > before
+    assert gc.get_threshold() == before

@@ -10,7 +10,7 @@ from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfinder import settings
+from capfinder import interrupts, settings
 from capfinder.errors import InputError
 from capfinder.evaluation import charts, metrics, report, svg
 from capfinder.evaluation.charts import Series
@@ -218,6 +218,26 @@ def test_what_is_missing_is_said_plainly(removed, stage, tmp_path):
     (tmp_path / removed).unlink()
     text = Page(report.render(tmp_path).read_text("utf-8")).text
     assert any(stage in sentence for sentence in re.findall(r"Not there: ([^.]*\.)", text))
+
+
+def test_what_ctrl_c_ended_is_said_first_whatever_there_is(tmp_path):
+    make_run(tmp_path)
+    interrupted = {
+        "tune": {"trials": 2, "max_trials": 5},
+        "train": {"epochs": 4, "max_epochs": 9},
+    }
+    said = interrupts.sentences(interrupted)
+    assert len(said) == 2 and "after 2 of 5 trials" in said[0] and "epoch 4 of 9" in said[1]
+    path = tmp_path / "evaluation" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    write(path, metrics | {"interrupted": interrupted, "warnings": said + metrics["warnings"]})
+    text = Page(report.render(tmp_path).read_text("utf-8")).text
+    assert text.index(said[0]) < text.index(said[1]) < text.index("The test set is small")
+    assert "Ended by Ctrl-C after 2 of 5 trials." in text  # beside the trials
+    path.unlink()
+    run = json.loads((tmp_path / "run.json").read_text())
+    write(tmp_path / "run.json", run | {"interrupted": interrupted})
+    assert said[0] in Page(report.render(tmp_path).read_text("utf-8")).text
 
 
 def test_any_key_of_run_json_may_be_absent(tmp_path):

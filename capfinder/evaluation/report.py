@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from capfinder import files, settings
+from capfinder import files, interrupts, run_record, settings
 from capfinder.errors import InputError
 from capfinder.evaluation import charts, formats
 from capfinder.evaluation.charts import Series
@@ -45,8 +45,8 @@ def gather(run_dir: Path) -> dict[str, Any]:
             "to report; give a run's output directory"
         )
     tuning = run.get("tuning") or {}
-    dataset_dir = run_dir / _text(run.get("dataset"), "directory")
-    study = run_dir / _text(tuning, "directory") / "best_hyperparameters.json"
+    dataset_dir = _part_of(run_dir, run.get("dataset"))
+    study = _part_of(run_dir, tuning) / "best_hyperparameters.json"
     return {
         "run_dir": run_dir,
         "run": run,
@@ -59,8 +59,17 @@ def gather(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def _part_of(run_dir: Path, values: Mapping[str, Any] | None) -> Path:
+    """The directory that a part of run.json names."""
+    return run_record.inside(run_dir, _text(values, "directory"))
+
+
 def _read(path: Path) -> dict[str, Any]:
-    return files.read_json(path) if path.is_file() else {}
+    values = files.read_json(path) if path.is_file() else {}
+    is_one = run_record.is_record(values) if path.name == "run.json" else isinstance(values, dict)
+    if not is_one:
+        raise InputError(f"{path}: doesn't hold what a run writes there")
+    return dict(values)
 
 
 def _part(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -80,7 +89,10 @@ def _examples(dataset_dir: Path) -> Iterator[tuple[int, list[np.ndarray]]]:
     paths = [cache / f"{name}.npy" for name in ("signal", "cap_class", "length")]
     if not fingerprint or not all(path.is_file() for path in paths):
         return
-    signals, cap_classes, lengths = (np.load(path, mmap_mode="r") for path in paths)
+    try:
+        signals, cap_classes, lengths = (np.load(path, mmap_mode="r") for path in paths)
+    except (OSError, ValueError):  # damaged, or of objects, which aren't loaded
+        return
     for cap_class in np.unique(cap_classes).tolist():
         chosen = np.flatnonzero(np.asarray(cap_classes) == cap_class)[:EXAMPLES_PER_CLASS]
         yield cap_class, [_unpadded(signals[i], int(lengths[i])) for i in chosen]
@@ -138,9 +150,11 @@ def _or_dash(shown: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def _warnings(found: Mapping[str, Any]) -> list[str]:
-    """What to be wary of: from the evaluation, or from the dataset where there is none yet."""
-    listed = found["metrics"].get("warnings") or found["manifest"].get("warnings") or []
-    return list(listed)
+    """What to be wary of: from the evaluation, or from what there is where there is none yet."""
+    if found["metrics"].get("warnings"):
+        return list(found["metrics"]["warnings"])
+    ended_early = interrupts.sentences(found["run"].get("interrupted") or {})
+    return [*ended_early, *(found["manifest"].get("warnings") or [])]
 
 
 def confusions(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from capfinder import capmap, files, log
+from capfinder import capmap, files, log, run_record
 from capfinder.data import versions
 from capfinder.data.records import DATASET_NAME
 from capfinder.errors import InputError, SettingsError
@@ -48,8 +48,10 @@ def find(path: Path) -> tuple[Path, str]:
         record = files.read_json(path / "run.json")
         used = record.get("dataset") if isinstance(record, dict) else None
         name = used.get("directory") if isinstance(used, dict) else None
-        if isinstance(name, str) and (path / name / versions.MANIFEST).is_file():
-            return path / name, "the version that the last run used (run.json)"
+        if isinstance(name, str):
+            used_directory = run_record.inside(path, name)
+            if (used_directory / versions.MANIFEST).is_file():
+                return used_directory, "the version that the last run used (run.json)"
     for root in (path / "dataset" / DATASET_NAME, path / DATASET_NAME, path):
         found = versions.list_versions(root)
         if found:

@@ -14,7 +14,7 @@ from capfinder.data.versions import Dataset
 from capfinder.errors import InputError, SettingsError
 from capfinder.stages import assembly
 from capfinder.stages.assembly import TrainedModel
-from capfinder.stages.train import Training
+from capfinder.stages.train import Training, read_outcome
 from capfinder.training.checkpoint import Checkpoints
 
 
@@ -52,7 +52,7 @@ def _from_run(run_dir: Path) -> Classifier:
     record = files.read_json(run_dir / "run.json")
     config = _config(run_dir, record)
     outcome_path = _training(run_dir, config, record)
-    outcome = files.read_json(outcome_path)
+    outcome = read_outcome(outcome_path)
     assembly.configure_jax(config)
     model = assembly.trained_model(
         config,
@@ -71,10 +71,14 @@ def _from_run(run_dir: Path) -> Classifier:
 
 
 def _config(run_dir: Path, record: dict[str, Any]) -> ConfigDict:
-    """The run's settings, those it didn't know yet at their default; its directory where it is."""
+    """The run's settings, those it didn't know yet at their default; its directory where it is.
+
+    Compiled programs are read from the user's own directory alone: they are code, and the run may
+    be anybody's."""
+    own = {"shared_params.output_dir": str(run_dir), "runtime_params.compilation_cache_dir": None}
     try:
         config = settings.to_config(settings.check(record["settings"]))
-        return settings.checked(config, {"shared_params.output_dir": str(run_dir)})
+        return settings.checked(config, own)
     except (KeyError, TypeError, AttributeError):
         raise InputError(
             f"{run_dir / 'run.json'}: isn't a run's record. Run the train stage again."
@@ -92,7 +96,7 @@ def _training(run_dir: Path, config: ConfigDict, record: dict[str, Any]) -> Path
     dataset = Dataset(run_dir, "", fingerprint, {})  # its files needn't be here any more
     found = []
     for path in (run_dir / "checkpoints").glob("*/outcome.json"):
-        outcome = files.read_json(path)
+        outcome = read_outcome(path)
         if outcome["about"]["model_type"] != config.shared_params.model_type:
             continue
         about = outcome["about"]

@@ -1,7 +1,7 @@
 """How good the trained model is: every read of the test set, baselines beside it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from capfinder import files, log
+from capfinder import files, interrupts, log
 from capfinder.data.streaming import ahead
 from capfinder.data.versions import Dataset
 from capfinder.evaluation import metrics, predictions
@@ -43,10 +43,14 @@ def run(
     model: TrainedModel,
     history: list[dict[str, Any]],
     stopped: str,
+    interrupted: Mapping[str, Mapping[str, int]],
     class_names: Sequence[str],
     tracker: Tracker,
 ) -> EvaluateResult:
-    """Scores train, validation and test; writes evaluation/ and returns what metrics.json holds."""
+    """Scores train, validation and test; writes evaluation/ and returns what metrics.json holds.
+
+    interrupted: what Ctrl-C ended early, as `interrupts.sentences` takes it. metrics.json is
+    written last: while it isn't there, what lies beside it may be of several trainings."""
     directory = Path(config.shared_params.output_dir) / "evaluation"
     logits, labels, splits = {}, {}, {}
     batching = inference.batching(
@@ -73,11 +77,17 @@ def run(
         "hyperparameters": dataclasses.asdict(model.hyperparameters),
         "history": history,
         "stopped": stopped,
+        "interrupted": interrupted,
         "model_type": model.model_type,
         "class_names": list(class_names),
         "dataset": {"version": dataset.version, "fingerprint": dataset.fingerprint},
     }
-    values["warnings"] = [*dataset.manifest["warnings"], *_warnings(values)]
+    values["warnings"] = [
+        *interrupts.sentences(interrupted),
+        *dataset.manifest["warnings"],
+        *_warnings(values),
+    ]
+    (directory / "metrics.json").unlink(missing_ok=True)
     predictions_path = directory / "predictions_test.csv"
     with files.atomic_path(predictions_path) as partial:
         write_predictions(partial, splits["test"], logits["test"], class_names)
@@ -122,8 +132,6 @@ def _warnings(values: dict[str, Any]) -> list[str]:
     """What a reader of the figures should know before trusting them."""
     test, train, baselines = values["test"], values["train"], values["baselines"]
     found = []
-    if values["stopped"] == "interrupted":
-        found.append("Training was ended by Ctrl-C; the best epoch until then was kept.")
     if test["accuracy_interval"][0] <= baselines["majority_accuracy"]:
         found.append("The model is no better than always naming the commonest class.")
     elif test["accuracy_interval"][0] <= baselines["nearest_centroid_accuracy"]:

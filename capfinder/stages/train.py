@@ -34,6 +34,7 @@ class TrainResult:
     model: TrainedModel
     history: list[dict[str, Any]]  # one row an epoch, as loop.fit documents
     stopped: str
+    why: str  # how it came about, for the summary of a run
 
     def summary(self) -> str:
         best = self.history[self.model.best_epoch - 1]
@@ -66,9 +67,15 @@ class Training:
         """It ran to its end; after a Ctrl-C a rerun goes on."""
         if not self._outcome_path.exists():
             return False
-        outcome = files.read_json(self._outcome_path)
-        best = self.directory / "best" / str(outcome["best_epoch"])
-        return bool(outcome["stopped"] != "interrupted" and best.is_dir())
+        try:
+            outcome = read_outcome(self._outcome_path)
+        except InputError as error:
+            logger.warning("%s", error)
+            return False  # it is made again from the checkpoints
+        if outcome["stopped"] == "interrupted":
+            return False
+        # One that is damaged is made again, too: `latest` holds the best weights.
+        return Checkpoints(self.directory).has_best(outcome["best_epoch"])
 
     def run(self, *, tracker: Tracker, interrupt: Interrupt) -> TrainResult:
         """Trains, or goes on from the latest checkpoint, or gives a finished training again.
@@ -86,16 +93,14 @@ class Training:
             interrupt.graceful("finishing with the best epoch so far"),
         ):
             fitted = self._fit(tracker, interrupt)
-        files.write_json(
-            self._outcome_path,
-            {
-                "stopped": fitted.stopped,
-                "best_epoch": fitted.best_epoch,
-                "history": fitted.history,
-                "about": self.about,
-            },
-        )
-        return self.load()
+        ended = {
+            "stopped": fitted.stopped,
+            "best_epoch": fitted.best_epoch,
+            "history": fitted.history,
+            "about": self.about,
+        }
+        files.write_json(self._outcome_path, files.sealed(ended))
+        return self.load(why=_why(fitted))
 
     def _fit(self, tracker: Tracker, interrupt: Interrupt) -> loop.FitResult:
         config = self.config
@@ -167,14 +172,14 @@ class Training:
         }
         hosts.tell("training", told)
 
-    def load(self) -> TrainResult:
+    def load(self, *, why: str = "reused: already trained to its end") -> TrainResult:
         """The best epoch, from disk. Raises: InputError when nothing was trained yet."""
         if not self._outcome_path.exists():
             raise InputError(
                 f"{self.directory.parent}: holds no finished training of these settings; "
                 "run the train stage first"
             )
-        outcome = files.read_json(self._outcome_path)
+        outcome = read_outcome(self._outcome_path)
         model = assembly.trained_model(
             self.config,
             self.hyperparameters,
@@ -183,7 +188,32 @@ class Training:
         )
         reached = [outcome["stopped"], outcome["best_epoch"], len(outcome["history"])]
         key = files.fingerprint([self.key, reached])
-        return TrainResult(key, model, outcome["history"], outcome["stopped"])
+        return TrainResult(key, model, outcome["history"], outcome["stopped"], why)
+
+
+def read_outcome(path: Path) -> dict[str, Any]:
+    """What a training that has ended left: stopped, best_epoch, history, about.
+
+    Raises: InputError when `path` holds something else."""
+    try:
+        outcome = files.unsealed(files.read_json(path))
+        is_one = outcome["stopped"] in STOPPED_TEXT and isinstance(outcome["about"], dict)
+        epoch, epochs = outcome["best_epoch"], len(outcome["history"])
+        is_one = is_one and type(epoch) is int and 1 <= epoch <= epochs
+    except (KeyError, TypeError, ValueError):  # ValueError: of a checksum that is wrong
+        is_one = False
+    if not is_one:
+        raise InputError(f"{path}: doesn't tell how a training ended. Run the train stage again.")
+    return outcome
+
+
+def _why(fitted: loop.FitResult) -> str:
+    if not fitted.resumed_at:
+        return "new: no checkpoint of these settings and hyperparameters was there"
+    epoch = 1 + sum(row["steps"] <= fitted.resumed_at for row in fitted.history)
+    if epoch > len(fitted.history):
+        return f"went on after epoch {epoch - 1}, which was the last"
+    return f"went on from epoch {epoch}, after {fitted.resumed_at:,} steps"
 
 
 def train_along(config: ConfigDict, *, interrupt: Interrupt) -> None:

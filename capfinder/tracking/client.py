@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from capfinder import log
 from capfinder.errors import StageFailedError
 
 PROBE_SECONDS = 3.0
@@ -39,8 +40,11 @@ def import_client() -> Any:
 
 
 def api_key(comet: Any) -> str | None:
-    """From COMET_API_KEY or any place the client knows (.comet.config, .env)."""
-    return comet.get_api_key(None, comet.get_config()) or None
+    """From COMET_API_KEY or any place the client knows (.comet.config, .env); from then on no log
+    says it."""
+    key = comet.get_api_key(None, comet.get_config()) or None
+    log.hide(key)
+    return key
 
 
 def address(comet: Any) -> str:
