@@ -9,8 +9,8 @@ CANDIDATES := $(PYTHON) python3.13 python3.12 python3.11 python3 python
 help:
 	@echo "make demo    install, simulate caps, train a classifier on them (runs/demo/)"
 	@echo "make test    ruff, mypy and pytest"
-	@echo "make faults  kill the ETL 50 times at random moments, compare what reruns make of it"
-	@echo "make fuzz    20,000 damaged inputs through the ETL, compared with a slow reference"
+	@echo "make faults  kill the ETL 50 and the pipeline 100 times at random moments, compare reruns"
+	@echo "make fuzz    20,000 damaged inputs through the ETL, 10,000 settings through the dry run"
 	@echo "make bench   ours beside Capfinder 0.4.3 and at scale (benchmarks/; two hours)"
 	@echo "make format  apply ruff's formatting and fixes"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
@@ -44,9 +44,11 @@ test: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/etl_kills.py --kills 50
+	$(BIN)/python tests/faults/pipeline_kills.py --kills 100
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/fuzz/etl_fuzz.py --cases 20000
+	$(BIN)/python tests/fuzz/config_fuzz.py --cases 10000
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/models.py --rounds 5 --steps 20
@@ -54,6 +56,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/whole_job.py --reads_per_class 5000
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/residency.py
 	$(BIN)/python benchmarks/etl.py --reads_per_class 10000 --rounds 5
 	$(BIN)/python benchmarks/etl_scale.py --gigabytes 0.5 5 --tiny_reads 20000000
 

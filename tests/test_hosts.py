@@ -17,7 +17,7 @@ from csv_input import write_classes
 
 from capfinder import cli, settings
 from capfinder.errors import SettingsError
-from capfinder.training import checkpoint, hosts
+from capfinder.training import hosts, reading
 
 TESTS = Path(__file__).parent
 EPOCHS, STEPS_PER_EPOCH = 8, 9  # 144 reads in batches of 16
@@ -124,7 +124,7 @@ def last_state(output_dir: Path) -> dict[str, np.ndarray]:
     (latest,) = output_dir.glob("checkpoints/*/latest")
     step = max(int(path.name) for path in latest.iterdir())
     assert step == EPOCHS * STEPS_PER_EPOCH
-    return checkpoint._read_arrays(latest / str(step) / "state")
+    return reading.read_arrays(latest / str(step) / "state")
 
 
 @pytest.fixture(scope="module")

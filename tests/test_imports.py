@@ -15,14 +15,14 @@ LAYERS = (
     ("pipeline",),
     ("preparation", "prediction"),  # predict: beside the pipeline's way in, of what stages share
     ("stages",),
-    ("simulate", "inspection", "run_record", "etl", *MIDDLE),
+    ("run_summary", "simulate", "inspection", "run_record", "etl", *MIDDLE),
     ("settings", "capmap", "interrupts"),
     ("files", "log", "allowed", "libraries", "compiled"),
     ("errors", ""),
 )
 # Sole importers of what is slow to load or hard to replace.
 OWNERS = {
-    "optuna": {"stages/tune.py", "stages/study.py"},
+    "optuna": {f"stages/{name}.py" for name in ("study", "running_trial", "storage", "strategy")},
     "comet_ml": {"tracking/client.py"},
     "keras": {"libraries.py"},
     "tensorflow": {"libraries.py"},

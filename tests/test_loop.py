@@ -694,7 +694,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_epoch_and_step(tmp_path
         run_fit(train_batches=Broken(3), checkpoints=checkpoints)
     assert issubclass(DivergedError, StageFailedError)
     # The lost weights were never saved; those of the first epoch (or the step before) were.
-    template = (tiny_state(), no_sums(tiny_state()), tiny_state())
+    template = (tiny_state(), no_sums(tiny_state()), tiny_state(), tiny_state().variables)
     state, _ = Checkpoints(tmp_path).restore_latest(template)
     assert int(state[0].step) == (4 if minutes == 0 else 3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state[0].params))

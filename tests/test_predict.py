@@ -21,7 +21,7 @@ import pytest
 from csv_input import read_id, row, rows, write, write_classes
 from jax.experimental.compilation_cache import compilation_cache
 
-from capfinder import cli, log
+from capfinder import cli, files, log
 from capfinder.evaluation import predictions
 from capfinder.stages import inference
 
@@ -375,14 +375,14 @@ def test_the_model_is_the_one_that_run_json_speaks_of(run_dir, caps, predicted, 
     (own,) = (copied / "checkpoints").iterdir()
     other = own.with_name("0123456789abcdef")
     shutil.copytree(own, other)
-    outcome = json.loads((other / "outcome.json").read_text())
+    outcome = files.unsealed(files.read_json(other / "outcome.json"))
     outcome["about"]["settings"]["seed"] = 1
-    (other / "outcome.json").write_text(json.dumps(outcome))  # the newest
+    files.write_json(other / "outcome.json", files.sealed(outcome))  # the newest
     shutil.rmtree(other / "best")
-    outcome = json.loads((own / "outcome.json").read_text())
+    outcome = files.unsealed(files.read_json(own / "outcome.json"))
     del outcome["about"]["settings"]["max_epochs"]
     outcome["about"]["settings"]["of_another_version"] = 1
-    (own / "outcome.json").write_text(json.dumps(outcome))
+    files.write_json(own / "outcome.json", files.sealed(outcome))
     os.utime(own / "outcome.json", (1, 1))
     ended = predict(copied, caps, tmp_path / "out")
     assert ended.code == 0, ended.shown

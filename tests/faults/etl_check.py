@@ -16,6 +16,8 @@ DEBRIS = re.compile(r"\.partial-|bucket|spill|scratch|\btmp|\.tmp|-earlier")
 VARYING = (
     (re.compile(r"^logs/[^/]+\.log$"), "logs/*.log"),
     (re.compile(r"^comet/[0-9a-f]+\.zip$"), "comet/*.zip"),
+    (re.compile(r"classifier_\d{8}_\d{6}\.keras$"), "classifier_*.keras"),
+    (re.compile(r"^(checkpoints/\w+/(best|latest))/\d+/.*"), r"\1/*"),
 )
 ORPHAN_SECONDS = 10.0
 
@@ -78,16 +80,24 @@ def problems_while_dead(expected: Expected, output_dir: Path) -> list[str]:
 
 def left_by_comet(phase: str, scratch: Path) -> list[str]:
     """Comet's client keeps an unfinished archive in the system's temporary directory, where a kill
-    leaves it for ever, and Python tries with a small file whether that directory can be written to.
-    By then the ETL's work is done."""
+    leaves it for ever. By then the ETL's work is done."""
     names = etl_phases.paths_below(scratch) if phase == etl_phases.NAMES[-1] else []
-    return [name for name in names if re.match(r"(tmp[a-z0-9_]{8}/|[a-z0-9_]{8}$)", name)]
+    return [name for name in names if re.match(r"tmp[a-z0-9_]{8}/", name)]
+
+
+def left_by_python(scratch: Path) -> list[str]:
+    """Python tries with a small file whether the temporary directory can be written to."""
+    return [
+        name
+        for name in etl_phases.paths_below(scratch)
+        if re.fullmatch(r"[a-z0-9_]{8}", name) and (scratch / name).read_bytes() in (b"", b"blat")
+    ]
 
 
 def problems_after(
     expected: Expected, output_dir: Path, scratch: Path, *, but: Collection[str] = ()
 ) -> list[str]:
-    """but: names in `scratch` that may be there."""
+    """but: names in `scratch` that may be there, besides what Python leaves."""
     paths = etl_phases.paths_below(output_dir)
     problems = [f"missing: {path}" for path in expected.versions if path not in paths]
     problems += [
@@ -96,6 +106,7 @@ def problems_after(
         if path in paths and not path.endswith(".lock") and digest(output_dir / path) != wanted
     ]
     problems += [f"debris: {path}" for path in paths if general(path) not in expected.paths]
+    but = {*but, *left_by_python(scratch)}
     left = [path for path in etl_phases.paths_below(scratch) if path not in but]
     return problems + [f"debris: {path} (system temp)" for path in left]
 

@@ -11,11 +11,9 @@ A loss of power is another matter: it needs a file system that forgets what wasn
 import argparse
 import collections
 import itertools
-import os
+import json
 import random
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,30 +30,19 @@ from etl_check import (
     problems_while_dead,
 )
 from etl_input import SCENARIOS, Scenario, write_caps
-
-REPOSITORY = Path(__file__).parents[2]
-LIMIT_SECONDS = 300.0  # a rerun that takes longer hangs
-SECOND_KILL_SHARE = 0.25
-MAX_DRAWS = 8  # a run may end before it can be killed in a short phase; then another is drawn
-
-
-@dataclass(frozen=True)
-class Moment:
-    """`seconds` after `phase` was entered or, with a `step`, just before that one."""
-
-    phase: str
-    seconds: float
-    step: int
-
-    def __str__(self) -> str:
-        return f"step {self.step}" if self.step else f"{self.phase} + {self.seconds:.3f} s"
-
-    @classmethod
-    def parse(cls, text: str) -> "Moment":
-        if at_step := re.fullmatch(r"step (\d+)", text):
-            return cls("", 0.0, int(at_step[1]))
-        phase, _, seconds = text.removesuffix(" s").rpartition(" + ")
-        return cls(phase, float(seconds), 0)
+from kills import (
+    MAX_DRAWS,
+    SECOND_KILL_SHARE,
+    Moment,
+    Place,
+    Run,
+    Watch,
+    end_of,
+    parsed,
+    shown,
+    start,
+    was_killed,
+)
 
 
 @dataclass(frozen=True)
@@ -69,19 +56,6 @@ class Outcome:
     files: int
     by_comet: list[str]
     problems: list[str]
-
-
-class Place:
-    """Where one run works: its output directory, its own system temporary directory, its words."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.output_dir = directory / "out"
-        self.scratch = directory / "tmp"
-        self.home = directory / "home"
-        self.output = directory / "output.txt"
-        for path in (self.scratch, self.home):
-            path.mkdir(parents=True, exist_ok=True)
 
 
 class Bench:
@@ -100,42 +74,24 @@ class Bench:
 
     def measure(self) -> None:
         """Runs undisturbed, and once more, when the dataset is there already."""
-        place, counted = Place(self.directory / "undisturbed"), self.directory / "steps"
-        process = self.start(place, step=0, report=counted)
-        self.seconds = etl_phases.timeline(process, place.output_dir, place.scratch)
-        self._must_succeed(process, place)
-        self.steps = int(counted.read_text())
+        place, report = Place(self.directory / "undisturbed"), self.directory / "steps.json"
+        run = self.start(place, Watch(self._roots(place), report=report))
+        self.seconds = etl_phases.timeline(run, place.output_dir, place.scratch)
+        self._must_succeed(run, place)
+        self.steps = sum(json.loads(report.read_text())["steps"].values())
         first = Expected.of(place.output_dir, place.scratch)
         self._must_succeed(self.start(place), place)
         self.expected = first.also(place.output_dir)
 
-    def _must_succeed(self, process: "subprocess.Popen[bytes]", place: Place) -> None:
-        if error := end_of(process, place):
+    def _must_succeed(self, run: Run, place: Place) -> None:
+        if error := end_of(run, place):
             raise SystemExit(f"{self.scenario.name}: the undisturbed run: {error}")
 
-    def start(
-        self, place: Place, *, step: int | None = None, report: Path = Path(os.devnull)
-    ) -> "subprocess.Popen[bytes]":
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("COMET")}
-        # No key for Comet from the user's home; compiled kernels from the user's cache.
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        environment |= {"HOME": str(place.home), "XDG_CACHE_HOME": cache}
-        environment["TMPDIR"] = str(place.scratch)
-        command = [sys.executable, "-m", "capfinder"]
-        if step is not None:
-            launcher = str(Path(__file__).with_name("stop_at_step.py"))
-            roots = [str(place.output_dir), str(place.scratch)]
-            command = [sys.executable, launcher, str(step), str(report), *roots, "--"]
-        with place.output.open("wb") as output:
-            return subprocess.Popen(
-                [*command, *self.scenario.arguments(self.caps, place.output_dir)],
-                cwd=REPOSITORY,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def _roots(self, place: Place) -> tuple[Path, ...]:
+        return place.output_dir, place.scratch
+
+    def start(self, place: Place, watch: Watch | None = None) -> Run:
+        return start(self.scenario.arguments(self.caps, place.output_dir), place, watch)
 
     def moments(self, rng: random.Random) -> Iterator[list[Moment]]:
         """Without end: each phase in turn, and a step after every second phase; for a share of
@@ -156,23 +112,23 @@ class Bench:
 
     def kill(self, place: Place, moment: Moment) -> list[str] | None:
         """Starts a run and kills it: what is wrong then; None when it ended before."""
-        process = self.start(place, step=moment.step or None)
+        watch = Watch(self._roots(place), before=moment) if moment.step else None
+        run = self.start(place, watch)
         if not moment.step:
-            if etl_phases.wait_for(process, moment.phase, place.output_dir, place.scratch):
+            if etl_phases.wait_for(run, moment.phase, place.output_dir, place.scratch):
                 time.sleep(moment.seconds)
-            process.kill()
-        try:
-            was_killed = process.wait(LIMIT_SECONDS) < 0
-        finally:
-            process.kill()
-        if not was_killed:
+            run.kill()
+        if not was_killed(run):
             return None
-        left = [f"outlives the killed run: process {pid}" for pid in left_running(process.pid)]
+        left = [f"outlives the killed run: process {pid}" for pid in left_running(run.pid)]
         return left + problems_while_dead(self.expected, place.output_dir)
 
     def disturb(self, moments: Sequence[Moment], place: Place) -> Outcome | None:
         """A kill, or two, and the run that has to put it right; None: nothing was killed."""
-        phase, files, happened, by_comet, problems = "", 0, [], [], []
+        phase, files = "", 0
+        happened: list[Moment] = []
+        by_comet: list[str] = []
+        problems: list[str] = []
         for moment in moments:
             found = self.kill(place, moment)
             if found is None:
@@ -188,20 +144,7 @@ class Bench:
         if error := end_of(self.start(place), place):
             problems.append(f"the rerun: {error}")
         problems += problems_after(self.expected, place.output_dir, place.scratch, but=by_comet)
-        shown = ", then ".join(map(str, happened))
-        return Outcome(self.scenario.name, shown, phase, files, by_comet, problems)
-
-
-def end_of(process: "subprocess.Popen[bytes]", place: Place) -> str:
-    """Waits for the end of a run that should succeed; what is wrong with it, else ""."""
-    try:
-        code = process.wait(LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return f"no end within {LIMIT_SECONDS:.0f} s"
-    last = place.output.read_text(errors="replace").strip().splitlines()[-1:]
-    return f"exit code {code}: {' '.join(last)}" if code else ""
+        return Outcome(self.scenario.name, shown(happened), phase, files, by_comet, problems)
 
 
 def run(benches: Sequence[Bench], directory: Path, *, kills: int, seed: int) -> Iterator[Outcome]:
@@ -262,8 +205,7 @@ def main() -> int:
             benches.append(bench)
         outcomes = run(benches, directory, kills=known.kills, seed=known.seed)
         if known.at:
-            moments = [Moment.parse(text) for text in known.at.split(", then ")]
-            found = benches[0].disturb(moments, Place(directory / "kill"))
+            found = benches[0].disturb(parsed(known.at), Place(directory / "kill"))
             outcomes = iter([found] if found else [])
         for number, outcome in enumerate(outcomes):
             phases[outcome.phase] += 1

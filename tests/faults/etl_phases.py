@@ -2,10 +2,11 @@
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+from kills import Run
 
 POLL_SECONDS = 0.001
 SCRATCH = r"dataset/cap_data/\.partial-[^./]+/"
@@ -53,24 +54,20 @@ def current_phase(output_dir: Path, scratch: Path) -> str:
     return phase_of([*paths_below(output_dir), *paths_below(scratch)])
 
 
-def wait_for(
-    process: "subprocess.Popen[bytes]", wanted: str, output_dir: Path, scratch: Path
-) -> bool:
+def wait_for(run: Run, wanted: str, output_dir: Path, scratch: Path) -> bool:
     """Waits for the phase `wanted` or a later one; False when the run ended before."""
-    while process.poll() is None:
+    while run.poll() is None:
         if NAMES.index(current_phase(output_dir, scratch)) >= NAMES.index(wanted):
             return True
         time.sleep(POLL_SECONDS)
     return False
 
 
-def timeline(
-    process: "subprocess.Popen[bytes]", output_dir: Path, scratch: Path
-) -> dict[str, float]:
+def timeline(run: Run, output_dir: Path, scratch: Path) -> dict[str, float]:
     """Follows a run to its end: the seconds that each phase took."""
     spent: dict[str, float] = {}
     last, since = START, time.monotonic()
-    while process.poll() is None:
+    while run.poll() is None:
         now_in, now = current_phase(output_dir, scratch), time.monotonic()
         spent[last] = spent.get(last, 0.0) + now - since
         last, since = now_in, now

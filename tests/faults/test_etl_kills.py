@@ -6,10 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from etl_check import left_by_comet, left_running, problems_after, problems_while_dead
+from etl_check import (
+    left_by_comet,
+    left_by_python,
+    left_running,
+    problems_after,
+    problems_while_dead,
+)
 from etl_input import SCENARIOS
-from etl_kills import Bench, Moment, Place, end_of, run
+from etl_kills import Bench, run
 from etl_phases import paths_below, phase_of
+from kills import Moment, Place, end_of
 
 SEED, KILLS, MEGABYTES = 7, 4, 3.0
 
@@ -102,8 +109,14 @@ def test_only_what_a_kill_in_comets_time_left_is_put_down_to_comet(tmp_path):
     assert left_by_comet("parse, spilled", tmp_path) == []
 
 
+def test_only_what_python_tries_the_temporary_directory_with_is_put_down_to_it(tmp_path):
+    for name, content in {"j7f25mmk": "blat", "a_1b2c3d": "", "abcdefgh": "0", "x": ""}.items():
+        (tmp_path / name).write_text(content)
+    assert left_by_python(tmp_path) == ["a_1b2c3d", "j7f25mmk"]
+
+
 def test_moments_are_read_as_they_are_shown():
-    for text in ("step 12", "rejects, manifest, sync + 0.125 s", "scan + 3.000 s"):
+    for text in ("step 12", "train step 3", "rejects, manifest, sync + 0.125 s", "scan + 3.000 s"):
         assert str(Moment.parse(text)) == text
 
 
