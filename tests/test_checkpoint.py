@@ -143,6 +143,16 @@ def test_two_of_each_are_kept_and_a_number_that_comes_again_replaces_what_follow
     assert sorted(p.name for p in (tmp_path / "latest").iterdir()) == ["5", "6"]
 
 
+def test_what_a_writer_was_killed_before_removing_is_removed_by_the_next(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for number in (1, 2, 3):
+            save_latest(checkpoints, number, {"a": jnp.float32(number)})
+    shutil.copytree(tmp_path / "latest" / "2", tmp_path / "latest" / "1")
+    restored, _ = Checkpoints(tmp_path).restore_latest({"a": jnp.float32(0)})
+    assert float(restored["a"]) == 3
+    assert sorted(p.name for p in (tmp_path / "latest").iterdir()) == ["2", "3"]
+
+
 def noise(count, seed):
     """Numbers that a file can't be made smaller of: their bits are everywhere in it."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=count), jnp.float32)

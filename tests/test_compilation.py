@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 import tiny_architecture
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 from tiny_training import Batches, run_fit, tiny_state
 
 from capfinder import models, settings
@@ -77,3 +81,34 @@ def test_trials_of_one_shape_share_module_and_program(compiled, monkeypatch):
     wider = tiny_architecture.Hyperparameters(units=(9,))
     assembly.initial_state(config, wider, optimizer(1e-2), seed=3)
     assert compiled["jit(create)"] == 2
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path) -> Iterator[ConfigDict]:
+    """Settings with a directory of their own for compiled programs."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield settings.checked(
+        settings.default_config(), {"runtime_params.compilation_cache_dir": str(tmp_path)}
+    )
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_programs_whose_writer_was_killed_are_compiled_and_kept_anew(own_cache, tmp_path):
+    """JAX would warn, which is an error here, and compile them in every run from then on."""
+
+    def compile_with(number: float) -> set[Path]:
+        assembly.configure_jax(own_cache)
+        compilation_cache.reset_cache()
+        jax.clear_caches()
+        jax.jit(lambda x: x * number + 1)(np.ones(3, np.float32)).block_until_ready()
+        return set(tmp_path.glob("*-cache"))
+
+    first = compile_with(1.5)
+    for entry in first:
+        entry.write_bytes(entry.read_bytes()[:50])
+        entry.with_name(entry.name.removesuffix("-cache") + "-atime").unlink()
+    assert compile_with(2.5) and first <= compile_with(1.5)
+    assert all(entry.stat().st_size > 50 for entry in first)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import jax
 import numpy as np
 from flax import linen as nn
@@ -49,7 +50,10 @@ def configure_jax(config: ConfigDict) -> None:
     if chosen is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         chosen = str(Path(base) / "capfinder" / "programs")
-    jax.config.update("jax_compilation_cache_dir", _writable(chosen) if chosen else None)
+    programs = _writable(chosen) if chosen else None
+    if programs is not None:
+        _drop_unfinished(Path(programs))
+    jax.config.update("jax_compilation_cache_dir", programs)
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # many small ones add up
 
@@ -65,6 +69,16 @@ def _writable(directory: str) -> str | None:
         return directory
     logger.debug("compiled programs aren't kept: %s can't be written to", directory)
     return None
+
+
+def _drop_unfinished(programs: Path) -> None:
+    """Removes those whose writer was killed. JAX writes a program, then the time of its use: where
+    that file is missing the program may be cut short, and JAX keeps no new ones, with a warning for
+    each."""
+    with filelock.FileLock(programs / ".lockfile"):  # JAX's own
+        for entry in programs.glob("*-cache"):
+            if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+                entry.unlink()
 
 
 def policy(config: ConfigDict) -> precision.Policy:

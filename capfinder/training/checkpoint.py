@@ -177,6 +177,8 @@ class Checkpoints:
         for directory in filter(Path.exists, (self._best_dir, self._latest_dir)):
             for partial in directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(partial, ignore_errors=True)
+            for number in _numbers(directory)[KEPT:]:  # its writer was killed before it did so
+                shutil.rmtree(directory / str(number), ignore_errors=True)
         problem = None
         for step in _numbers(self._latest_dir):
             path = self._latest_dir / str(step)
