@@ -40,7 +40,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/etl_kills.py --kills 50

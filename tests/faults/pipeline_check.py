@@ -17,6 +17,7 @@ from etl_phases import paths_below
 from kills import Place
 from optuna.storages.journal import JournalFileBackend
 
+from capfinder import files
 from capfinder.training import reading
 
 Facts = dict[str, str]  # what a result is called -> it, or its digest
@@ -48,9 +49,10 @@ def _records(output_dir: Path) -> Facts:
     }
     for name in ("results_key", "seed", "class_names", "tuning"):
         facts[f"run.json: {name}"] = _text(record[name])
-    for pattern in ("tuner_models/*/best_hyperparameters.json", "checkpoints/*/outcome.json"):
-        for path in output_dir.glob(pattern):
-            facts[path.name] = _text(json.loads(path.read_text()))
+    for path in output_dir.glob("tuner_models/*/best_hyperparameters.json"):
+        facts[path.name] = _text(json.loads(path.read_text()))
+    for path in output_dir.glob("checkpoints/*/outcome.json"):
+        facts[path.name] = _text(files.unsealed(json.loads(path.read_text())))
     return facts
 
 
