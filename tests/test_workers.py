@@ -17,6 +17,7 @@ import pytest
 from csv_input import write_classes
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from capfinder import cli
 
@@ -67,18 +68,21 @@ class Process(subprocess.Popen):
 
 def open_storage(place: Path) -> optuna.storages.BaseStorage:
     if place.suffix == ".db":
-        return optuna.storages.RDBStorage(f"sqlite:///{place}")
+        # Looks only: making the tables would get into the way of the run that makes them.
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{place}", skip_compatibility_check=True, skip_table_creation=True
+        )
     return optuna.storages.JournalStorage(JournalFileBackend(str(place)))
 
 
 def trials(place: Path) -> list[FrozenTrial]:
-    """Of the one study in a journal or an SQLite file, none while it isn't there."""
+    """Of the one study in a journal or an SQLite file, none while it is being made."""
     if not place.exists():
         return []
     try:
         storage = open_storage(place)
         return optuna.load_study(study_name=None, storage=storage).get_trials(deepcopy=False)
-    except (KeyError, ValueError, optuna.exceptions.StorageInternalError):  # being made
+    except (KeyError, ValueError, optuna.exceptions.StorageInternalError, OperationalError):
         return []
 
 

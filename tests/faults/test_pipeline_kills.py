@@ -19,6 +19,7 @@ from pipeline_kills import run, summary
 from pipeline_stages import STAGES, copy, stage_of
 from warm_runs import WarmRuns
 
+from capfinder import files
 from capfinder.training.checkpoint import Checkpoints
 
 SEED, KILLS = 7, 8
@@ -101,6 +102,13 @@ def _second_classifier(out: Path) -> None:
     shutil.copy(path, path.with_name("classifier_20000101_000000.keras"))
 
 
+def _another_outcome(out: Path) -> None:
+    (path,) = out.glob("checkpoints/*/outcome.json")
+    outcome = files.unsealed(files.read_json(path))
+    outcome["history"][0]["val_loss"] += 1
+    files.write_json(path, files.sealed(outcome))
+
+
 def _half_a_checkpoint(out: Path) -> None:
     next(out.glob("checkpoints/*/latest")).joinpath("99.orbax-checkpoint-tmp").mkdir()
 
@@ -114,7 +122,7 @@ SPOILT: dict[str, Callable[[Path], None]] = {
     "differs: best_hyperparameters.json": _edit(
         "tuner_models/*/best_hyperparameters.json", r'"value": 0\.', '"value": 1.'
     ),
-    "differs: outcome.json": _edit("checkpoints/*/outcome.json", r'"val_loss": ', '"val_loss": 1'),
+    "differs: outcome.json": _another_outcome,
     "differs: evaluation/metrics.json": _edit(
         "evaluation/metrics.json", r'"num_examples": ', '"num_examples": 1'
     ),
