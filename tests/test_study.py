@@ -77,6 +77,20 @@ def test_max_trials_counts_complete_and_pruned_trials_over_reruns(tmp_path: Path
         assert study.finished() == len(study.trials()) == expected
 
 
+def test_looking_at_a_study_writes_nothing(tmp_path: Path):
+    """Workers look every second while they wait."""
+    study = open_study(tmp_path, plan(max_trials=2))
+    train(study.next_trial())
+    held = study.next_trial()
+    before = (tmp_path / "journal.log").read_bytes()
+    assert (study.finished(), len(study.trials())) == (1, 2) and study.best() is not None
+    with pytest.raises(Waiting):
+        open_study(tmp_path, plan(max_trials=2)).next_trial()
+    lines = (tmp_path / "journal.log").read_bytes().removeprefix(before).splitlines()
+    assert len(lines) == 0, lines
+    held.leave()
+
+
 def test_no_trial_is_taken_up_beyond_a_lowered_cap(tmp_path: Path):
     study = open_study(tmp_path, plan(max_trials=4))
     dead = [study.next_trial() for _ in range(4)]

@@ -223,14 +223,16 @@ class Study:
         lock.close()
 
     def _load(self) -> optuna.Study:
-        return optuna.create_study(
-            study_name=self.name,
-            storage=self._storage,
-            direction="maximize",
-            sampler=self._sampler,
-            pruner=self._pruner,
-            load_if_exists=True,
-        )
+        """Makes it only where it isn't there: trying to writes a line to the journal each time."""
+        asked: dict[str, Any] = {
+            "study_name": self.name,
+            "storage": self._storage,
+            "sampler": self._sampler,
+            "pruner": self._pruner,
+        }
+        with suppress(KeyError):
+            return optuna.load_study(**asked)
+        return optuna.create_study(**asked, direction="maximize", load_if_exists=True)
 
 
 def name_of(prefix: str, fingerprint: str) -> str:
