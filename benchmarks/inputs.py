@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import processes
+from architectures import CLASSES, LENGTH
 
+FRACTION = 0.8  # of the reads, and again of those, are trained on
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch.py"
@@ -62,6 +64,24 @@ def dataset(workdir: Path, name: str, *, effect: float | None = None, **settings
         _write_arrays(_version(directory), directory / "arrays")
         facts.write_text(json.dumps(made_of), "utf-8")
     return Data(_version(directory), directory / "arrays")
+
+
+def training_signals(workdir: Path, *, steps: int, batch_size: int, seed: int) -> Data:
+    """A dataset in float32 with as many training reads as `steps` batches have, exactly."""
+    reads = round(steps * batch_size / FRACTION**2 / CLASSES)
+    if round(reads * FRACTION**2 * CLASSES) != steps * batch_size:
+        raise SystemExit(f"--steps {steps}: give a multiple of 4")
+    return dataset(
+        workdir,
+        f"signals_{steps}x{batch_size}",
+        examples_per_class=reads,
+        num_classes=CLASSES,
+        target_length=LENGTH,
+        dtype="float32",
+        train_test_fraction=FRACTION,
+        train_val_fraction=FRACTION,
+        seed=seed,
+    )
 
 
 def _version(directory: Path) -> Path:

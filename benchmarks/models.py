@@ -23,7 +23,6 @@ import results
 from architectures import CLASSES, LENGTH, PAIRS, TRAINING, Pair
 
 HERE = Path(__file__).parent
-FRACTION = 0.8  # of the reads, and again of those, are trained on
 PACKAGES = ("numpy", "jax", "flax")
 TASKS = {"train": TRAINING, "predict": 1}  # FLOPs, in those of a forward pass
 MOST_IDLE = 0.02  # CPU seconds a second, of the one whose turn it isn't
@@ -47,7 +46,9 @@ class Bench:
 
     def workers(self, pair: Pair) -> dict[str, processes.Worker]:
         """Both, started and waiting for commands."""
-        data = self._data(pair.batch_size)
+        data = inputs.training_signals(
+            self.workdir, steps=self.steps, batch_size=pair.batch_size, seed=self.seed
+        )
         told = self.workdir / f"models_{pair.model_type}.json"
         about = {
             "model_type": pair.model_type,
@@ -71,23 +72,6 @@ class Bench:
                 ("theirs", self.python, "original_models.py"),
             )
         }
-
-    def _data(self, batch_size: int) -> inputs.Data:
-        """As many training reads as `steps` batches have, exactly."""
-        reads = round(self.steps * batch_size / FRACTION**2 / CLASSES)
-        if round(reads * FRACTION**2 * CLASSES) != self.steps * batch_size:
-            raise SystemExit(f"--steps {self.steps}: give a multiple of 4")
-        return inputs.dataset(
-            self.workdir,
-            f"signals_{self.steps}x{batch_size}",
-            examples_per_class=reads,
-            num_classes=CLASSES,
-            target_length=LENGTH,
-            dtype="float32",
-            train_test_fraction=FRACTION,
-            train_val_fraction=FRACTION,
-            seed=self.seed,
-        )
 
 
 def measure(bench: Bench, pair: Pair) -> Found:

@@ -14,7 +14,7 @@ from typing import Any
 import inputs
 import jax
 import results
-from architectures import CLASSES, LENGTH, PAIRS, Pair
+from architectures import PAIRS, Pair
 from our_setup import Setup
 
 from capfinder import memory
@@ -22,7 +22,6 @@ from capfinder import memory
 PACKAGES = ("numpy", "jax", "flax", "tensorflow-cpu")
 RESIDENCIES = ("device", "host", "stream")
 MOST_IDLE = 0.05
-FRACTION = 0.8  # of the reads, and again of those, are trained on
 
 
 def measure(pair: Pair, version: Path, epochs: int) -> dict[str, list[dict[str, Any]]]:
@@ -65,17 +64,8 @@ def main() -> None:
         for pair in PAIRS:
             if pair.model_type not in options.models:
                 continue
-            reads = -(-options.steps * pair.batch_size // CLASSES)
-            data = inputs.dataset(
-                Path(scratch),
-                f"signals_{pair.batch_size}",
-                examples_per_class=round(reads / FRACTION**2),
-                num_classes=CLASSES,
-                target_length=LENGTH,
-                dtype="float32",
-                train_test_fraction=FRACTION,
-                train_val_fraction=FRACTION,
-                seed=42,
+            data = inputs.training_signals(
+                Path(scratch), steps=options.steps, batch_size=pair.batch_size, seed=42
             )
             name = pair.model_type
             found = measure(pair, data.version, options.epochs)
@@ -105,7 +95,7 @@ def main() -> None:
     results.publish(
         f"Where the data lie ({platform})",
         f"{results.provenance(PACKAGES)}\n\nPlatform: {platform}. float32, batches as in the "
-        f"comparison of the architectures, at least {options.steps} steps an epoch; medians of "
+        f"comparison of the architectures, {options.steps} steps an epoch; medians of "
         f"{options.epochs} epochs each, in turns. Idle: the share of the training steps' time in "
         f"which the device may have had nothing to do.\n\n{results.table(columns, lines)}\n\n- "
         f"The device is idle for less than {MOST_IDLE:.0%}: {verdict} (highest median "

@@ -123,18 +123,28 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=4, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises: InputError naming the file when it is missing or isn't JSON."""
+def read_json(
+    path: Path, *, parse: Callable[[str], Any] = json.loads, encoding: str = "utf-8"
+) -> Any:
+    """Raises: InputError naming the file when it is missing or isn't JSON; what `parse` raises."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding=encoding))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: isn't text in UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
         ) from None
+    except RecursionError:
+        raise InputError(f"{path}: not valid JSON (brackets within brackets, too deep)") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"{path}: not valid JSON ({error})") from None
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

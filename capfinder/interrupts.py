@@ -38,6 +38,10 @@ class Interrupt:
         self._pressed = self._answered = 0
         self._answered_before = 0  # this stage
 
+    def say_if_ignored(self) -> None:
+        if self.ignores_ctrl_c:
+            logger.info("Ctrl-C is ignored, as this process was started so; SIGTERM ends it")
+
     @contextmanager
     def graceful(self, what_follows: str) -> Iterator[None]:
         """Inside, a first Ctrl-C only sets `requested`; the count starts anew at each entry."""

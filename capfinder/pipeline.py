@@ -116,8 +116,7 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
     run_record.prepare_output_dir(output_dir)
     log.start(output_dir / "logs", debug=config.debug_code)
     log.log_settings(json.dumps(settings.to_shown(config), indent=4))
-    if interrupt.ignores_ctrl_c:
-        logger.info("Ctrl-C is ignored, as this process was started so; SIGTERM ends it")
+    interrupt.say_if_ignored()
     started = time.monotonic()
     tracking.check(config.tracking_params.mode)
     if stages != ("etl",):
@@ -274,15 +273,16 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
     for name in (".", "evaluation", "best_model", "best_model/classifier"):
         files.remove_partial(output_dir / name)
     training = train.Training(config, dataset=dataset, hyperparameters=tuned.hyperparameters)
-    if training.is_finished():
+    finished = training.load() if training.is_finished() else None
+    if finished is not None:
         context.note_interrupted("train", None)
-        if not _left_to_do(context, training.load()) and _is_reported(context):
+        if not _left_to_do(context, finished) and _is_reported(context):
             logger.info("Training, evaluation and export of these settings are already done")
             return
     project = f"{config.train_params.comet_project_name}_{config.shared_params.model_type}"
     with context.tracked(project, "training") as tracker:
         _track_dataset(tracker, dataset)
-        trained = _train(context, training, tracker)
+        trained = _train(context, training, finished, tracker)
         left = _left_to_do(context, trained)
         if "evaluate" in left:
             _evaluate(context, dataset, trained, tracker, left["evaluate"])
@@ -338,14 +338,17 @@ def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, Done]:
     return left
 
 
-def _train(context: Context, training: "Training", tracker: "Tracker") -> "TrainResult":
-    done = Done(is_reused=training.is_finished())
+def _train(
+    context: Context, training: "Training", finished: "TrainResult | None", tracker: "Tracker"
+) -> "TrainResult":
+    """finished: what the training gave, if it has run to its end before."""
+    done = Done(is_reused=finished is not None)
     if "train" in context.stages:
         with context.timed("train", done):
             result = training.run(tracker=tracker, interrupt=context.interrupt)
             done.summary, done.why = result.summary(), result.why
     else:
-        result = training.load()
+        result = finished or training.load()
     max_epochs = context.config.train_params.max_epochs_final_model
     reached = {"epochs": len(result.history), "max_epochs": max_epochs}
     context.note_interrupted("train", reached if result.stopped == "interrupted" else None)

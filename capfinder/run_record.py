@@ -3,8 +3,7 @@
 import json
 import os
 import platform
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from capfinder import files, log, settings
+from capfinder.allowed import shortened
 from capfinder.errors import InputError, SettingsError
 from capfinder.log import logger
 
@@ -65,7 +65,6 @@ FOR_DATASET = (
     "split_params.test_caps_data_dir",
     "split_params.keep_all",
 )
-MOST_SHOWN = 200  # characters of a setting
 RESULTS = ("evaluation", "best_model", "report.html", "run.json")
 PACKAGES = (
     "capfinder",
@@ -128,9 +127,9 @@ def differences(earlier: Mapping[str, Any], this: Mapping[str, Any]) -> list[str
     if not before:
         return ["no settings are known of the earlier results"]
     found = [
-        f"{key}={_shown(value)} (was {_shown(before[key]) if key in before else 'no setting'})"
+        f"{key}={shortened(value)} (was {shortened(before.get(key, 'no setting'))})"
         for key, value in after.items()
-        if key not in before or _shown(before[key]) != _shown(value)
+        if before.get(key) != value
     ]
     old, new = (run.get("dataset") or {} for run in (earlier, this))
     if old.get("fingerprint") != new.get("fingerprint"):
@@ -138,26 +137,26 @@ def differences(earlier: Mapping[str, Any], this: Mapping[str, Any]) -> list[str
     return found or ["they are of another version of capfinder"]
 
 
-def _of_effect(values: Any) -> dict[str, Any]:
-    """The settings in a record that may change results, by dotted keys; {} for what isn't one."""
+def _of_effect(values: Any) -> dict[str, str]:
+    """The settings in a record that may change results, by dotted keys, as JSON; {} for what isn't
+    one."""
     try:
         flat = settings.flat(values)
     except (SettingsError, AttributeError):
         return {}
-    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT}
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    return {
+        key: json.dumps(value, sort_keys=True)
+        for key, value in flat.items()
+        if key not in WITHOUT_EFFECT
+    }
 
 
 def keep_secrets(config: ConfigDict) -> None:
     """To be called before anything is logged: hides the API key and the storage's password there.
 
     Raises: SettingsError when a setting holds the key: settings are written down."""
-    password = re.search(r"://[^:@/?#]*:(.*)@", config.tune_params.storage or "")
-    log.hide(password and password[1])
+    for password in settings.passwords_in(config.tune_params.storage or ""):
+        log.hide(password)
     key = os.environ.get("COMET_API_KEY", "").strip()
     log.hide(key)
     for name, value in settings.flat(settings.to_dict(config)).items():
@@ -227,6 +226,9 @@ class RunRecord:
 
     def update(self, **facts: Any) -> None:
         self._refresh()
+        self._save(**facts)
+
+    def _save(self, **facts: Any) -> None:
         self.values.update(facts)
         files.write_json(self._path, self.values)
 
@@ -246,22 +248,18 @@ class RunRecord:
         is_reused: bool = False,
         key: str = "",
     ) -> None:
-        """Notes that `name` is done; `key` says on what, for `is_done`, and `why` how its result
-        came about. A result that is reused keeps the time that it took when it was made."""
+        """Notes that `name` is done; `key` says on what, and `why` how its result came about. A
+        result that is reused keeps the time that it took when it was made."""
         self._refresh()
         entry = {"seconds": round(seconds, 1), "finished": now()}
         if is_reused:
             entry |= {part: self.stage(name)[part] for part in entry if part in self.stage(name)}
         entry |= {"summary": summary, "why": why, "key": key}
-        self.update(stages={**self.values["stages"], name: entry})
+        self._save(stages={**self.values["stages"], name: entry})
 
     def stage(self, name: str) -> dict[str, Any]:
         """What is noted of a stage; {} when it was never done on these results."""
         return dict(self.values.get("stages", {}).get(name, {}))
-
-    def is_done(self, name: str, key: str, outputs: Sequence[Path]) -> bool:
-        """The stage was done on `key`, and what it wrote is still there."""
-        return self.stage(name).get("key") == key and all(path.exists() for path in outputs)
 
 
 def is_record(values: Any) -> bool:

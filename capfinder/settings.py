@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from capfinder import files
 from capfinder.allowed import (
     ADDRESS,
     BOOLEAN,
@@ -39,7 +40,7 @@ from capfinder.allowed import (
     some_of,
     text,
 )
-from capfinder.errors import InputError, SettingsError
+from capfinder.errors import SettingsError
 from capfinder.models import ARCHITECTURES
 
 DTYPES = ("float16", "float32", "float64")
@@ -48,6 +49,10 @@ EXPORT_FORMATS = ("keras", "h5", "saved_model")
 PLACEHOLDER_DIRECTORY = "/dir/"
 MAX_SEED = 2**32 - 1
 MOST_PROBLEMS = 5  # told at once
+_PASSWORDS = (
+    re.compile(r"(://[^:/@]*:)(.*)(?=@)"),  # to the last @: it may hold some itself
+    re.compile(r"(pass(?:word|wd)?=)([^&]*)"),
+)
 
 
 @dataclass(frozen=True)
@@ -644,8 +649,14 @@ def to_shown(config: ConfigDict) -> dict[str, Any]:
 
 def without_password(url: str) -> str:
     """Hides it where URLs have it, before the host or among the parameters behind "?"."""
-    url = re.sub(r"(://[^:/@]*:).*@", r"\1***@", url)  # to the last @: it may hold some itself
-    return re.sub(r"(pass(?:word|wd)?=)[^&]*", r"\1***", url)
+    for pattern in _PASSWORDS:
+        url = pattern.sub(r"\1***", url)
+    return url
+
+
+def passwords_in(url: str) -> list[str]:
+    """What `without_password` hides."""
+    return [found[2] for pattern in _PASSWORDS for found in pattern.finditer(url)]
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -722,37 +733,13 @@ def read_json_config(path: Path, overrides: Mapping[str, Any] | None = None) -> 
 
     Raises: InputError for an unreadable file, SettingsError that names the file."""
     try:
-        values = _read_json(path)
+        # "utf-8-sig": with the byte-order mark that Windows' editors write, or without.
+        values = files.read_json(path, parse=_parsed_json, encoding="utf-8-sig")
         if not isinstance(values, dict):
             raise SettingsError("must hold one JSON object with the settings' groups")
         return to_config(check(_overridden(values, overrides or {})))
-    except InputError as error:
-        raise InputError(f"{path}{error}") from None
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
-
-
-def _read_json(path: Path) -> Any:
-    """What a person wrote: with a byte-order mark or without, but no key twice.
-
-    Raises: InputError, its text to be put behind the file's name; SettingsError for a key."""
-    try:
-        # "utf-8-sig": with the byte-order mark that Windows' editors write, or without.
-        return _parsed_json(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(": no such file") from None
-    except OSError as error:
-        raise InputError(f": can't be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f": isn't text in UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f", line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
-        ) from None
-    except RecursionError:
-        raise InputError(": not valid settings (brackets within brackets, too deep)") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise InputError(f": not valid JSON ({error})") from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

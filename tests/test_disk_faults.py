@@ -20,11 +20,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax_settings
 import optuna
 import pytest
 from csv_input import write_classes
-from jax.experimental.compilation_cache import compilation_cache
 from optuna.storages.journal import JournalFileBackend
 from tiny_training import assert_same
 
@@ -44,12 +43,6 @@ from tests.comet_server import Server
 TESTS = Path(__file__).parent
 EPOCHS = 12
 LATER = "train,evaluate,export"  # the stages after those that make the input of a training
-JAX_SETTINGS = (
-    "jax_enable_x64",
-    "jax_compilation_cache_dir",
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 SECONDS = 300  # after which a process that should have ended hangs
 MEGABYTES = 90  # of a small disk: the ETL starts with some 50 free, and no less
 
@@ -80,19 +73,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "export_params": {"formats": ["keras", "h5"]},
     }
     (root / "train.json").write_text(json.dumps(values))
-    before = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
         for name in [name for name in os.environ if name.startswith("COMET_")]:
             patched.delenv(name)
         patched.setenv("HOME", str(root / "home"))
         patched.setitem(models.ARCHITECTURES, "cnn_lstm", "tiny_architecture")
-        compilation_cache.reset_cache()  # else a directory used before stays in use
         reading.hush_orbax()  # beyond a run too: what it drops may be heard of after its end
         yield root
-    log.stop()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,10 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Any
 
-import jax
+import jax_settings
 import numpy as np
 import pytest
 from csv_input import read_id, row, write
-from jax.experimental.compilation_cache import compilation_cache
 from signalled import COMPILING, Signals
 
 from capfinder import cli, log, models
@@ -33,12 +32,6 @@ from capfinder.errors import StoppedError
 from capfinder.interrupts import Interrupt
 
 TESTS = Path(__file__).parent
-JAX_SETTINGS = (
-    "jax_enable_x64",
-    "jax_compilation_cache_dir",
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 CLASSES, RUNS, READS, EPOCHS, TRIALS = 3, 2, 40, 4, 3
 SLOW_RATE = 1e-6  # of the first trial, which learns nothing with it
 VALUES: dict[str, Any] = {
@@ -182,16 +175,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     values["etl_params"]["caps_data_dir"] = str(root / "caps")
     values["runtime_params"] = {"compilation_cache_dir": str(root / "xla")}
     (root / "train.json").write_text(json.dumps(values))
-    before = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
         patched.setitem(models.ARCHITECTURES, "cnn_lstm", "tiny_architecture")
         patched.setattr(log, "PLAIN_LINE_SECONDS", 0.0)  # each step of a bar is a line
-        compilation_cache.reset_cache()
         yield root
-    log.stop()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

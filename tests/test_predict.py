@@ -15,21 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
+import jax_settings
 import numpy as np
 import pytest
 from csv_input import read_id, row, rows, write, write_classes
-from jax.experimental.compilation_cache import compilation_cache
 
-from capfinder import cli, files, log
+from capfinder import cli, files
 from capfinder.evaluation import predictions
 from capfinder.stages import inference
 
-JAX_SETTINGS = (
-    "jax_enable_x64",
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 LENGTH, CLASSES = 24, 3
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 MODEL = {
@@ -82,16 +76,10 @@ def predict(run_dir: Path, caps: Path, output_dir: Path, *options: object) -> En
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home of its own, and JAX as it was afterwards."""
     root = tmp_path_factory.mktemp("predict")
-    before = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
         patched.setenv("HOME", str(root / "home"))
         patched.delenv("XDG_CACHE_HOME", raising=False)
-        compilation_cache.reset_cache()
         yield root
-    log.stop()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def train(root: Path, output_dir: Path, **groups: dict[str, object]) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax_settings
 import numpy as np
 import pytest
 import tiny_architecture
@@ -44,11 +45,6 @@ from capfinder.training.schedules import PlateauState, make_schedule, optimizer
 
 PACKAGE = Path(__file__).parents[1] / "capfinder"
 TESTS = Path(__file__).parent
-JAX_SETTINGS = (
-    "jax_enable_x64",
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 LENGTH, CLASSES, BATCH, EPOCHS = 24, 3, 16, 4
 CAP_NAMES = ["first & best", "cap_1", "Unknown cap: 2"]  # the mapping below knows two of the three
 RATES = {"base_lr": 1e-3, "max_lr": 1e-2, "step_size_factor": 2, "mode": "triangular"}
@@ -92,8 +88,7 @@ VALUES: dict[str, Any] = {
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home and a working directory of their own, no Comet key, the tiny model as cnn_lstm."""
     root = tmp_path_factory.mktemp("promises")
-    before = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
         for name in [name for name in os.environ if name.startswith("COMET_")]:
             patched.delenv(name)
         patched.setenv("HOME", str(root / "home"))
@@ -108,13 +103,8 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         jax.config.update("jax_disable_most_optimizations", True)
         jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        compilation_cache.reset_cache()  # else a directory used before stays in use
         yield root
-    log.stop()
-    for name, value in before.items():
-        jax.config.update(name, value)
     jax.config.update("jax_disable_most_optimizations", False)
-    compilation_cache.reset_cache()
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,28 @@ def test_results_are_set_aside_with_a_word_on_every_setting_that_differs(tmp_pat
     assert aside is not None and aside.differences == ["dataset 1.98.0 (was 1.97.0)"]
 
 
+def test_settings_that_differ_far_into_a_long_value_are_named(tmp_path: Path) -> None:
+    def changes(last: int) -> dict[str, Any]:
+        return {"model_params": {f"a_long_name_{n}": n for n in range(40)} | {"z": last}}
+
+    begin(tmp_path, **changes(1))
+    _, aside = begin(tmp_path, **changes(2))
+    assert aside is not None
+    (difference,) = aside.differences
+    assert difference.startswith("model_params=") and len(difference) < 500
+
+
 def test_results_of_unknown_settings_are_set_aside_too(tmp_path: Path) -> None:
-    for text in ("{", "[]", '{"stages": {"etl": 1}}', '{"settings": 3}', '{"exports": {}}', "{}"):
+    for text in (
+        "{",
+        "[" * 100_000,
+        "1" * 5000,
+        "[]",
+        '{"stages": {"etl": 1}}',
+        '{"settings": 3}',
+        '{"exports": {}}',
+        "{}",
+    ):
         (tmp_path / "run.json").write_text(text)
         _, aside = begin(tmp_path)
         assert aside is not None and (aside.directory / "run.json").read_text() == text

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax_settings
 import numpy as np
 import pytest
 from csv_input import row, rows, write
 from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.experimental.compilation_cache import compilation_cache
 
 from capfinder import capmap, cli, log, models, settings
 from capfinder.data import versions
@@ -31,12 +31,6 @@ from capfinder.etl.beam import encoding
 from capfinder.exporting import keras as keras_files
 
 PACKAGE = Path(__file__).parents[1] / "capfinder"
-JAX_SETTINGS = (
-    "jax_enable_x64",
-    "jax_compilation_cache_dir",
-    "jax_compilation_cache_max_size",
-    "jax_persistent_cache_min_compile_time_secs",
-)
 KEY = "k3yThatMustNeverBeSeenAnywhere1"
 PASSWORD = "s3cretOfTheDatabase"
 CLASSES = 3
@@ -140,8 +134,7 @@ class Ended:
 @pytest.fixture(scope="module", autouse=True)
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("security")
-    before = {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-    with pytest.MonkeyPatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
         for name in [name for name in os.environ if name.startswith("COMET_")]:
             patched.delenv(name)
         patched.setenv("COMET_API_KEY", KEY)
@@ -154,12 +147,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patched.chdir(root / "here")
         patched.setitem(models.ARCHITECTURES, "cnn_lstm", "tiny_architecture")
         patched.setattr(log, "_secrets", set())
-        compilation_cache.reset_cache()
         yield root
-    log.stop()
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def write_caps(directory: Path) -> None:

@@ -56,13 +56,16 @@ def _initializer(draw: Draw) -> Initializer:
     def initializer(key: jax.Array, shape: Sequence[int], dtype: Any = np.float32) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
 
-        def drawn_from(data: Any) -> np.ndarray:
-            return draw(np.random.default_rng(np.asarray(data)), tuple(shape)).astype(dtype)
+        def drawn_from(generator: np.random.Generator) -> np.ndarray:
+            return draw(generator, tuple(shape)).astype(dtype)
 
         if (generator := _generator.get()) is not None:
-            return draw(generator, tuple(shape)).astype(dtype)
-        result = jax.ShapeDtypeStruct(tuple(shape), dtype)
-        return jax.pure_callback(drawn_from, result, jax.random.key_data(key))
+            return drawn_from(generator)
+        return jax.pure_callback(
+            lambda data: drawn_from(np.random.default_rng(np.asarray(data))),
+            jax.ShapeDtypeStruct(tuple(shape), dtype),
+            jax.random.key_data(key),
+        )
 
     return initializer
 

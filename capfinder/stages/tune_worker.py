@@ -68,8 +68,7 @@ def _work(job: Job, interrupt: Interrupt) -> None:
     run_record.keep_secrets(config)
     log.log_settings(json.dumps(settings.to_shown(config), indent=4))
     logger.info("== tune-worker, process %d on %s ==", os.getpid(), socket.gethostname())
-    if interrupt.ignores_ctrl_c:
-        logger.info("Ctrl-C is ignored, as this process was started so; SIGTERM ends it")
+    interrupt.say_if_ignored()
     assembly.configure_jax(config)
     tracker = tracking.start(
         config.tracking_params.mode,
