@@ -174,7 +174,8 @@ def prepare_output_dir(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
-        files.remove_dead(path)
+        for directory in (path, *path.glob("tuner_models/*")):  # which no one lock guards
+            files.remove_dead(directory)
     except OSError as error:
         raise InputError(
             f"shared_params.output_dir={path}: can't be written to ({error.strerror})"

@@ -45,8 +45,13 @@ def test_what_killed_writers_left_goes_and_what_live_ones_write_stays(tmp_path: 
     for name in [*left, *kept]:
         (tmp_path / name).touch()
     (tmp_path / f"{files.PARTIAL}classifier-{ended}").mkdir()
+    study = tmp_path / "tuner_models" / "project_cnn_lstm"
+    study.mkdir(parents=True)
+    for name in [*left, *kept]:
+        (study / name).touch()
     run_record.prepare_output_dir(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "tuner_models"])
+    assert sorted(path.name for path in study.iterdir()) == sorted(kept)
 
 
 def test_a_writer_uses_a_name_that_remove_dead_understands(tmp_path: Path) -> None:
