@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from capfinder import files
+from capfinder import capmap, files
 from capfinder.data import records, versions
 from capfinder.errors import StageFailedError
 from capfinder.etl import hashing, quality, quality_warnings, shuffle, sources
@@ -82,7 +82,8 @@ class Builder:
         self.scanned.rejects.write(directory / "rejects.csv")
         manifest = self._manifest(plan, written, number, fingerprint)
         files.write_json(directory / versions.MANIFEST, manifest)
-        etl_report.show_summary(manifest)
+        names = capmap.class_names(manifest["settings"]["class_map"], manifest["num_classes"])
+        etl_report.show_summary(manifest, names)
         for warning in manifest["warnings"]:
             logger.warning("%s", warning)
 

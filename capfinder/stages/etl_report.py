@@ -37,8 +37,8 @@ def source_facts(sources: Sequence[Source], scanned: Scanned, plan: Plan) -> lis
     ]
 
 
-def show_summary(manifest: Mapping[str, Any]) -> None:
-    """The tables that end the ETL, from the new version's manifest."""
+def show_summary(manifest: Mapping[str, Any], names: Sequence[str]) -> None:
+    """The tables that end the ETL, from the new version's manifest; names: of the classes."""
     rows = []
     for label in sorted({source["dataset_class"] for source in manifest["sources"]}):
         of_class = [each for each in manifest["sources"] if each["dataset_class"] == label]
@@ -50,9 +50,9 @@ def show_summary(manifest: Mapping[str, Any]) -> None:
             sum(used),
             *used,
         )
-        rows.append((label, *(f"{figure:,}" for figure in figures)))
-    log.table("Reads", ("class", "rows", "rejected", "runs", "chosen", *SPLITS), rows)
-    names = [str(label) for label in range(manifest["num_classes"])]
+        rows.append((names[label], label, *(f"{figure:,}" for figure in figures)))
+    columns = ("cap", "class", "rows", "rejected", "runs", "chosen", *SPLITS)
+    log.table("Reads", columns, rows)
     log.table("Runs", quality.COLUMNS, quality.table(manifest["quality"], names), left=(0, 1))
     logger.info("%s", quality.NOTE)
     if manifest["rejects"]:
