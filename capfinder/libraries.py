@@ -23,17 +23,16 @@ def lazily(name: str) -> Any:
 
 def tensorflow() -> Any:
     """TensorFlow, imported on first use."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else lines about CPU features on stderr
-    with _keras_on_jax():  # TensorFlow imports Keras
+    with _keras_on("jax"):  # TensorFlow imports Keras
         import tensorflow as tf
     with contextlib.suppress(RuntimeError):  # it has started already: too late to change
         tf.config.set_visible_devices([], "GPU")
     return tf
 
 
-def keras() -> Any:
-    """Keras, imported on first use; it works here on any backend that was loaded before."""
-    with _keras_on_jax():
+def keras(backend: str = "jax") -> Any:
+    """Keras, imported on first use, on that backend; it stays on one that was loaded before."""
+    with _keras_on(backend):
         import keras as library
     if library.config.backend() == "tensorflow":
         tensorflow()
@@ -41,10 +40,14 @@ def keras() -> Any:
 
 
 @contextlib.contextmanager
-def _keras_on_jax() -> Iterator[None]:
-    """KERAS_BACKEND for an import alone, so that other processes keep the user's choice."""
+def _keras_on(backend: str) -> Iterator[None]:
+    """For an import alone, so that other processes keep the user's choice of a backend."""
+    # Else lines about CPU features on stderr, of TensorFlow, which Keras imports where it is. Its
+    # oneDNN kernels, which are announced whatever the level, serve nothing here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     before = os.environ.get("KERAS_BACKEND")
-    os.environ["KERAS_BACKEND"] = "jax"
+    os.environ["KERAS_BACKEND"] = backend
     try:
         yield
     finally:

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from capfinder import libraries, models
-from capfinder.exporting import compat
+from capfinder.exporting import batches, compat, fitting
 
 SIGNAL, PROBABILITIES = "signal", "probabilities"  # names of the input and of the output
-_BATCH = 256
 # Keras's names inside a layer -> ours; the rest have the same name on both sides.
 _FLAX_NAMES = {
     "gamma": "scale",
@@ -51,17 +49,25 @@ def _clean_keras(dtype: str) -> Iterator[Any]:
 
 
 def build_twin(
-    model_type: str, hyperparameters: Any, *, num_classes: int, target_length: int, dtype: str
+    model_type: str,
+    hyperparameters: Any,
+    *,
+    num_classes: int,
+    target_length: int,
+    dtype: str,
+    input_length: int | None = None,
 ) -> Any:
-    """The architecture as a Keras model: signal (B, target_length, 1) -> probabilities (B, C).
+    """The architecture as a Keras model: signal (B, input_length, 1) -> probabilities (B, C).
 
+    input_length: the twin cuts or pads signals to target_length itself; None: they have it.
     `dtype` is that of the parameters, "float32" or "float64", whatever training computed in."""
     with _clean_keras(dtype) as keras:
         network = models.architecture(model_type).keras_twin(
             hyperparameters, num_classes=num_classes, layers=keras.layers
         )
-        signal = keras.Input((target_length, 1), dtype=dtype, name=SIGNAL)
-        probabilities = keras.layers.Softmax(name=PROBABILITIES)(network(signal))
+        signal = keras.Input((input_length or target_length, 1), dtype=dtype, name=SIGNAL)
+        fitted = fitting.keras_fitted(signal, target_length, keras.layers)
+        probabilities = keras.layers.Softmax(name=PROBABILITIES)(network(fitted))
         twin = keras.Model(signal, probabilities, name=model_type)
         weights = {id(weight) for weight in twin.weights}
         for variable in twin.variables:
@@ -76,6 +82,8 @@ def copy_weights(twin: Any, variables: Mapping[str, Any]) -> None:
     A layer is named like its Flax module's path joined by "_"; inside a layer the names are
     Keras's, translated by _FLAX_NAMES. Every weight is assigned exactly once.
     Raises: ValueError when a weight of either side has no partner, or another shape."""
+    from flax.traverse_util import flatten_dict
+
     arrays: dict[str, np.ndarray] = {}
     for collection in ("params", "batch_stats"):
         for path, array in flatten_dict(dict(variables.get(collection, {}))).items():
@@ -85,7 +93,7 @@ def copy_weights(twin: Any, variables: Mapping[str, Any]) -> None:
             if path[-1] not in _TRAINING_ONLY:
                 arrays[name] = np.asarray(array)
     for weight in twin.weights:
-        name = _flax_name(weight.path)
+        name = flax_name(weight.path)
         if name not in arrays:
             raise ValueError(f"the Flax model has no {name} for the Keras weight {weight.path}")
         array = arrays.pop(name)
@@ -98,7 +106,7 @@ def copy_weights(twin: Any, variables: Mapping[str, Any]) -> None:
         raise ValueError(f"no Keras weight takes the Flax model's {', '.join(sorted(arrays))}")
 
 
-def _flax_name(keras_path: str) -> str:
+def flax_name(keras_path: str) -> str:
     """'block_0_norm/gamma' -> 'block_0_norm_scale', 'lstm_1/lstm_cell/bias' -> 'lstm_1_bias'."""
     layer, *inner = keras_path.split("/")
     return "_".join(
@@ -163,4 +171,6 @@ def run_weights(untrained_twin: Any, path: Path, signals: np.ndarray) -> np.ndar
 
 
 def _predict(model: Any, signals: np.ndarray) -> np.ndarray:
-    return np.asarray(model.predict(signals, batch_size=_BATCH, verbose=0))
+    """The first signal goes alone, the rest in batches."""
+    together = batches.alone_then_together(signals)
+    return np.concatenate([np.asarray(model.predict_on_batch(batch)) for batch in together])

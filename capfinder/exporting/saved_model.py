@@ -4,34 +4,36 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from capfinder import libraries
+from capfinder.exporting import batches, fitting
 
 SIGNATURE, SIGNAL, PROBABILITIES = "serving_default", "signal", "probabilities"
 PLATFORMS = ("cpu", "cuda", "tpu")  # where the file runs; jax2tf's default is only where it is made
-_BATCH = 256
 
 
 def write_saved_model(
-    probabilities: Callable[[Any, Any], jax.Array],
+    probabilities: Callable[[Any, Any], Any],
     variables: Mapping[str, Any],
     directory: Path,
     *,
     target_length: int,
+    input_length: int | None = None,
 ) -> None:
-    """Saves `probabilities(variables, signal (B, T, 1)) -> (B, C)` with a free batch size.
+    """Saves `probabilities(variables, signal (B, target_length, 1)) -> (B, C)`, B free.
 
-    The signature `serving_default` takes `signal` in the parameters' dtype and returns
-    {"probabilities": ...}; plain TensorFlow loads it."""
+    The signature `serving_default` takes `signal` (B, input_length, 1; None: target_length) in the
+    parameters' dtype and returns {"probabilities": ...}; plain TensorFlow loads it."""
     tf = libraries.tensorflow()
+    import jax
     from jax.experimental import jax2tf
 
     dtype = jax.tree.leaves(variables)[0].dtype
+    length = input_length or target_length
     converted = jax2tf.convert(
-        probabilities,
-        polymorphic_shapes=[None, f"b, {target_length}, 1"],
+        lambda weights, signal: probabilities(weights, fitting.jax_fitted(signal, target_length)),
+        polymorphic_shapes=[None, f"b, {length}, 1"],
         with_gradient=False,
         native_serialization_platforms=PLATFORMS,
     )
@@ -40,7 +42,7 @@ def write_saved_model(
 
     @tf.function(
         autograph=False,
-        input_signature=[tf.TensorSpec((None, target_length, 1), dtype, name=SIGNAL)],
+        input_signature=[tf.TensorSpec((None, length, 1), dtype, name=SIGNAL)],
     )
     def serve(signal: Any) -> Any:
         return {PROBABILITIES: converted(module.weights, signal)}
@@ -49,16 +51,14 @@ def write_saved_model(
 
 
 def run_saved_model(directory: Path, signals: np.ndarray) -> np.ndarray:
-    """Probabilities (n, C) of the reloaded model for `signals` (n, T, 1).
-
-    The first signal goes alone, the rest in batches: a file whose batch size isn't free fails."""
+    """Probabilities (n, C) of the reloaded model for `signals` (n, T, 1): of the first of them
+    alone, of the rest in batches."""
     tf = libraries.tensorflow()
     # jax2tf's wrong batch size shows only when the graph runs, never at loading.
     serve = tf.saved_model.load(str(directory)).signatures[SIGNATURE]
     dtype = serve.structured_input_signature[1][SIGNAL].dtype
-    starts = [0, *range(1, len(signals), _BATCH)]
     results = [
-        serve(**{SIGNAL: tf.constant(signals[start:stop], dtype)})[PROBABILITIES].numpy()
-        for start, stop in zip(starts, [*starts[1:], len(signals)], strict=True)
+        serve(**{SIGNAL: tf.constant(batch, dtype)})[PROBABILITIES].numpy()
+        for batch in batches.alone_then_together(signals)
     ]
     return np.concatenate(results)

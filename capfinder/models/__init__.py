@@ -3,12 +3,17 @@
 An architecture is a module with these names (`cnn_lstm.py` is the one to copy):
 
 - `Hyperparameters`: frozen dataclass, every field with a good default, `learning_rate` among them
-- `build(hyperparameters, *, num_classes, dtype)`: the Flax module; signal (B, T, 1) -> logits
+- `build(hyperparameters, *, num_classes, dtype, frozen_trunk)`: the Flax module; signal (B, T, 1)
+  -> logits; with a frozen trunk all before the head works as when scoring, also in training
 - `minimum_length(hyperparameters)`: the shortest signal, in samples, that the module takes
 - `search_space(trial, *, target_length)`: draws hyperparameters from a trial
 - `trial_parameters(hyperparameters)`: the inverse, so that a study can start from known values
 - `keras_twin(hyperparameters, *, num_classes, layers)`: the same network in Keras layers, each
   layer with weights named like its Flax module path joined by "_"
+- `from_keras(layers)`: the inverse: hyperparameters, as in JSON and but for learning_rate, of a
+  Keras model with these layers (`exporting.keras_graph.Node`, each after its inputs, one `Dense`
+  at least), or None for layers of another kind; whether it really is that network is found out by
+  comparing it with its twin
 """
 
 import importlib

@@ -3,7 +3,7 @@
 Where cnn_lstm hands on what the LSTM knows at the end, this weighs its states at all positions."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from capfinder.models import trunk
 from capfinder.models.layers import (
     PositionDense,
     classifier_head,
+    freeze,
     keras_classifier_head,
     precision,
     weighted_average,
@@ -37,22 +38,31 @@ class AttentionCnnLstm(nn.Module):
     hyperparameters: Hyperparameters
     num_classes: int
     dtype: Any
+    frozen_trunk: bool = False
 
     @nn.compact
     def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
-        h, how = self.hyperparameters, {"train": train, "dtype": self.dtype}
+        h = self.hyperparameters
+        how = {"train": train and not self.frozen_trunk, "dtype": self.dtype}
         x = trunk.conv_blocks(self, signal.astype(self.dtype), h, **how)  # (B, T', filters)
         x = trunk.lstm_blocks(x, h, return_sequences=True, **how)  # (B, T', H)
         scores = nn.tanh(PositionDense(1, name="attention", **precision(self.dtype))(x))
         x = weighted_average(x, scores)  # (B, H)
         return classifier_head(
-            x, (h.dense_units,), h.dense_dropout, num_classes=self.num_classes, **how
+            freeze(x, self.frozen_trunk),
+            (h.dense_units,),
+            h.dense_dropout,
+            num_classes=self.num_classes,
+            train=train,
+            dtype=self.dtype,
         )
 
 
-def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+def build(
+    hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any, frozen_trunk: bool = False
+) -> nn.Module:
     """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
-    return AttentionCnnLstm(hyperparameters, num_classes, jnp.dtype(dtype))
+    return AttentionCnnLstm(hyperparameters, num_classes, jnp.dtype(dtype), frozen_trunk)
 
 
 def search_space(trial: Any, *, target_length: int) -> Hyperparameters:
@@ -87,3 +97,11 @@ def keras_twin(
         )
 
     return twin
+
+
+def from_keras(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """The inverse, as far as layers tell: hyperparameters of a model that is made of these."""
+    kinds = {one.kind for one in layers}
+    if "EinsumDense" not in kinds or "MultiHeadAttention" in kinds:
+        return None
+    return trunk.from_keras(layers)

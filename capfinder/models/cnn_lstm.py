@@ -3,7 +3,7 @@
 The released Capfinder classifier has this shape: convolutions 64/128/32, LSTMs 64/128/128/32."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from capfinder.models import trunk
-from capfinder.models.layers import classifier_head, keras_classifier_head
+from capfinder.models.layers import classifier_head, freeze, keras_classifier_head
 
 minimum_length = trunk.minimum_length
 trial_parameters = trunk.trial_parameters
@@ -28,20 +28,29 @@ class CnnLstm(nn.Module):
     hyperparameters: Hyperparameters
     num_classes: int
     dtype: Any
+    frozen_trunk: bool = False
 
     @nn.compact
     def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
-        h, how = self.hyperparameters, {"train": train, "dtype": self.dtype}
+        h = self.hyperparameters
+        how = {"train": train and not self.frozen_trunk, "dtype": self.dtype}
         x = trunk.conv_blocks(self, signal.astype(self.dtype), h, **how)  # (B, T', filters)
         x = trunk.lstm_blocks(x, h, return_sequences=False, **how)  # (B, H)
         return classifier_head(
-            x, (h.dense_units,), h.dense_dropout, num_classes=self.num_classes, **how
+            freeze(x, self.frozen_trunk),
+            (h.dense_units,),
+            h.dense_dropout,
+            num_classes=self.num_classes,
+            train=train,
+            dtype=self.dtype,
         )
 
 
-def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+def build(
+    hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any, frozen_trunk: bool = False
+) -> nn.Module:
     """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
-    return CnnLstm(hyperparameters, num_classes, jnp.dtype(dtype))
+    return CnnLstm(hyperparameters, num_classes, jnp.dtype(dtype), frozen_trunk)
 
 
 def search_space(trial: Any, *, target_length: int) -> Hyperparameters:
@@ -68,3 +77,10 @@ def keras_twin(
         )
 
     return twin
+
+
+def from_keras(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """The inverse, as far as layers tell: hyperparameters of a model that is made of these."""
+    if any(one.kind in ("EinsumDense", "MultiHeadAttention") for one in layers):
+        return None
+    return trunk.from_keras(layers)

@@ -4,7 +4,7 @@ Padding is left out: a token is padding when every sample in its window is exact
 module and in its Keras twin alike. Source: Vaswani et al. 2017, pre-norm: Xiong et al. 2020."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from capfinder.models.layers import (
     Dropout,
     PositionDense,
     classifier_head,
+    freeze,
     keras_classifier_head,
     param_dtype,
     precision,
@@ -77,22 +78,24 @@ class Encoder(nn.Module):
     hyperparameters: Hyperparameters
     num_classes: int
     dtype: Any
+    frozen_trunk: bool = False
 
     @nn.compact
     def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
         h, types = self.hyperparameters, precision(self.dtype)
+        trains = train and not self.frozen_trunk
         real = real_tokens(signal)  # (B, T', 1)
         x = signal.astype(self.dtype)
         for layer, (kernel, stride) in enumerate(STEM):
             x = nn.relu(Conv(h.d_model, kernel, stride, name=f"stem_{layer}", **types)(x))
         x = PositionDense(h.d_model, sinusoids, name="positions", **types)(x)  # (B, T', d_model)
         for block in range(h.num_blocks):
-            x = x + self._attention(x, real, f"block_{block}", train)
-            x = x + self._feed_forward(x, f"block_{block}", train)
+            x = x + self._attention(x, real, f"block_{block}", trains)
+            x = x + self._feed_forward(x, f"block_{block}", trains)
         x = self._norm("norm")(x)
         x = weighted_average(x, (1 - real) * PADDING_SCORE)  # (B, d_model)
         return classifier_head(
-            x,
+            freeze(x, self.frozen_trunk),
             h.mlp_units,
             h.mlp_dropout,
             num_classes=self.num_classes,
@@ -132,9 +135,11 @@ class Encoder(nn.Module):
         return Dropout(h.dropout, deterministic=not train)(x)
 
 
-def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+def build(
+    hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any, frozen_trunk: bool = False
+) -> nn.Module:
     """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
-    return Encoder(hyperparameters, num_classes, jnp.dtype(dtype))
+    return Encoder(hyperparameters, num_classes, jnp.dtype(dtype), frozen_trunk)
 
 
 def minimum_length(hyperparameters: Hyperparameters) -> int:
@@ -211,6 +216,25 @@ def keras_twin(
         )
 
     return twin
+
+
+def from_keras(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """The inverse, as far as layers tell: hyperparameters of a model that is made of these."""
+    kinds = ("Conv1D", "MultiHeadAttention", "Dense")
+    convs, attentions, dense = ([one for one in layers if one.kind == kind] for kind in kinds)
+    in_blocks, mlp = dense[: 2 * len(attentions)], dense[2 * len(attentions) : -1]
+    if not (convs and attentions and in_blocks and mlp):
+        return None
+    return {
+        "d_model": convs[0].settings["filters"],
+        "num_heads": attentions[0].settings["num_heads"],
+        "head_size": attentions[0].settings["key_dim"],
+        "num_blocks": len(attentions),
+        "feed_forward_units": in_blocks[0].settings["units"],
+        "dropout": attentions[0].dropout,
+        "mlp_units": [one.settings["units"] for one in mlp],
+        "mlp_dropout": mlp[0].dropout,
+    }
 
 
 def _keras_real_tokens(signal: Any, layers: Any) -> Any:

@@ -19,6 +19,7 @@ from capfinder.models.normalization import BatchNorm
 from capfinder.models.pooling import max_pool, max_pool_same
 
 __all__ = [
+    "HEAD",
     "BatchNorm",
     "Conv",
     "Dense",
@@ -26,6 +27,7 @@ __all__ = [
     "Lstm",
     "PositionDense",
     "classifier_head",
+    "freeze",
     "keras_classifier_head",
     "max_pool",
     "max_pool_same",
@@ -33,6 +35,8 @@ __all__ = [
     "precision",
     "weighted_average",
 ]
+
+HEAD = "head"  # the layer that gives the scores, one for each class
 
 Dense = functools.partial(nn.Dense, kernel_init=initial.glorot_uniform, bias_init=initial.zeros)
 
@@ -74,6 +78,13 @@ def weighted_average(x: jax.Array, scores: jax.Array) -> jax.Array:
     return jnp.einsum("btc,bto->bc", x, weights.astype(x.dtype))
 
 
+def freeze(x: jax.Array, frozen: bool) -> jax.Array:
+    """What a trunk hands to the head; no gradient comes back to one that is frozen.
+
+    Its gradients are exactly 0 then, and so is what Adam makes of them: it stays to the bit."""
+    return jax.lax.stop_gradient(x) if frozen else x
+
+
 def classifier_head(
     x: jax.Array,
     units: Sequence[int],
@@ -90,7 +101,7 @@ def classifier_head(
     for layer, width in enumerate(units):
         x = nn.relu(Dense(width, name=f"dense_{layer}", **precision(dtype))(x))
         x = Dropout(dropout, deterministic=not train)(x)
-    logits = Dense(num_classes, name="head", **precision(dtype))(x)
+    logits = Dense(num_classes, name=HEAD, **precision(dtype))(x)
     return logits.astype(param_dtype(dtype))
 
 
@@ -101,4 +112,4 @@ def keras_classifier_head(
     for layer, width in enumerate(units):
         x = layers.Dense(width, activation="relu", name=f"dense_{layer}")(x)
         x = layers.Dropout(dropout)(x)
-    return layers.Dense(num_classes, name="head")(x)
+    return layers.Dense(num_classes, name=HEAD)(x)

@@ -3,7 +3,7 @@
 Source: He et al. 2015, for time series Wang et al. 2017."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from capfinder.models.layers import (
     BatchNorm,
     Conv,
     classifier_head,
+    freeze,
     keras_classifier_head,
     max_pool_same,
     precision,
@@ -49,15 +50,16 @@ class ResNet(nn.Module):
     hyperparameters: Hyperparameters
     num_classes: int
     dtype: Any
+    frozen_trunk: bool = False
 
     @nn.compact
     def __call__(self, signal: jax.Array, *, train: bool) -> jax.Array:
-        h = self.hyperparameters
+        h, trains = self.hyperparameters, train and not self.frozen_trunk
 
         def conv_norm(x: jax.Array, filters: int, kernel: int, stride: int, name: str) -> jax.Array:
             # The norm subtracts the mean, so a bias before it would do nothing.
             x = Conv(filters, kernel, stride, use_bias=False, name=name, **precision(self.dtype))(x)
-            return BatchNorm(not train, name=f"{name}_norm", **precision(self.dtype))(x)
+            return BatchNorm(not trains, name=f"{name}_norm", **precision(self.dtype))(x)
 
         def blocks(x: jax.Array) -> jax.Array:
             x = nn.relu(conv_norm(x, h.stem_filters, h.stem_kernel, 1, "stem"))
@@ -71,9 +73,9 @@ class ResNet(nn.Module):
                 x = nn.relu(x + shortcut)
             return x.mean(axis=1)  # (B, filters)
 
-        x = in_chunks(self, blocks, signal.astype(self.dtype), train=train, times=2)
+        x = in_chunks(self, blocks, signal.astype(self.dtype), train=trains, times=2)
         return classifier_head(
-            x,
+            freeze(x, self.frozen_trunk),
             (h.dense_units,),
             h.dense_dropout,
             num_classes=self.num_classes,
@@ -93,9 +95,11 @@ def _blocks(h: Hyperparameters) -> list[tuple[str, int, int, int]]:
     return blocks
 
 
-def build(hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any) -> nn.Module:
+def build(
+    hyperparameters: Hyperparameters, *, num_classes: int, dtype: Any, frozen_trunk: bool = False
+) -> nn.Module:
     """The module that computes in `dtype`, with float32 parameters (float64 for float64)."""
-    return ResNet(hyperparameters, num_classes, jnp.dtype(dtype))
+    return ResNet(hyperparameters, num_classes, jnp.dtype(dtype), frozen_trunk)
 
 
 def minimum_length(hyperparameters: Hyperparameters) -> int:
@@ -135,8 +139,11 @@ def keras_twin(
     h = hyperparameters
 
     def conv_norm(x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
+        # Keras 3.4 to 3.8 on PyTorch takes the wrong samples for "same" with a kernel of 1 that
+        # strides; it needs no padding.
+        padding = "same" if kernel > 1 else "valid"
         x = layers.Conv1D(
-            filters, kernel, strides=stride, padding="same", use_bias=False, name=name
+            filters, kernel, strides=stride, padding=padding, use_bias=False, name=name
         )(x)
         return layers.BatchNormalization(epsilon=BatchNorm.epsilon, name=f"{name}_norm")(x)
 
@@ -156,3 +163,39 @@ def keras_twin(
         )
 
     return twin
+
+
+def from_keras(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """The inverse, as far as layers tell: hyperparameters of a model that is made of these."""
+    kinds = ("Conv1D", "Add", "Dense")
+    convs, sums, dense = ([one for one in layers if one.kind == kind] for kind in kinds)
+    others = {one.kind for one in layers} & {"LSTM", "EinsumDense", "MultiHeadAttention"}
+    if not (convs and sums) or others:
+        return None
+
+    def convolutions(layer: Any) -> list[Any]:
+        """Back from a sum to where its branch left off, the last one first."""
+        found = []
+        while layer.inputs and layer.kind not in ("Add", "MaxPooling1D"):
+            if layer.kind == "Conv1D":
+                found.append(layer)
+            layer = layer.inputs[0]
+        return found
+
+    stages: list[list[Any]] = []  # of the last convolution of each block
+    for one in sums:
+        longest = max(map(convolutions, one.inputs), key=len)
+        if not longest:
+            return None
+        if not stages or longest[-1].settings["strides"] != [1]:
+            stages.append([])
+        stages[-1].append(longest[0])
+    return {
+        "stem_filters": convs[0].settings["filters"],
+        "stem_kernel": convs[0].settings["kernel_size"][0],
+        "stage_filters": [blocks[0].settings["filters"] for blocks in stages],
+        "stage_kernels": [blocks[0].settings["kernel_size"][0] for blocks in stages],
+        "stage_blocks": [len(blocks) for blocks in stages],
+        "dense_units": dense[0].settings["units"],
+        "dense_dropout": dense[0].dropout,
+    }

@@ -2,6 +2,8 @@
 LSTM layers that read it. Flax and Keras forms stand side by side, with the same names."""
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import zip_longest
 from math import log2
 from typing import Any
 
@@ -113,6 +115,25 @@ def keras_lstm_blocks(x: Any, h: Hyperparameters, *, return_sequences: bool, lay
         x = layers.Dropout(dropout)(x)
         x = layers.BatchNormalization(epsilon=BatchNorm.epsilon, name=f"lstm_norm_{layer}")(x)
     return x
+
+
+def from_keras(layers: Sequence[Any]) -> dict[str, Any] | None:
+    """The fields of `Hyperparameters` that nodes of a Keras model tell; None: they have no LSTM."""
+    kinds = ("Conv1D", "MaxPooling1D", "LSTM", "Dense")
+    convs, pools, lstms, dense = ([one for one in layers if one.kind == kind] for kind in kinds)
+    if not lstms:
+        return None
+    return {
+        "conv_filters": [conv.settings["filters"] for conv in convs],
+        "conv_kernels": [conv.settings["kernel_size"][0] for conv in convs],
+        "conv_dropouts": [
+            pool.dropout if pool else 0.0 for _, pool in zip_longest(convs, pools[: len(convs)])
+        ],
+        "lstm_units": [lstm.settings["units"] for lstm in lstms],
+        "lstm_dropouts": [lstm.dropout for lstm in lstms],
+        "dense_units": dense[0].settings["units"],
+        "dense_dropout": dense[0].dropout,
+    }
 
 
 def suggest(

@@ -1,225 +1,283 @@
-"""The trained model as files: written, reloaded, compared with the Flax model, then named."""
+"""The trained model as files: written, reloaded in a fresh process, compared, then named.
 
+No file gets its name before all of them have given the Flax model's probabilities."""
+
+import contextlib
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from capfinder import files, log
 from capfinder.errors import StageFailedError
-from capfinder.exporting import keras, saved_model
+from capfinder.etl import preprocess
+from capfinder.evaluation.facts import Facts
+from capfinder.exporting import describing, fresh_process, keras, onnx, saved_model
+from capfinder.exporting.record import ExportedFile
+from capfinder.exporting.reload import Answer, Job
 from capfinder.log import logger
+from capfinder.stages import assembly, export_result
 from capfinder.stages.assembly import TrainedModel
+from capfinder.stages.export_result import ExportResult
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, between a reloaded file and the Flax model
 _BATCH = 256
 
-Run = Callable[[Path, np.ndarray], np.ndarray]  # (file, signals (n, T, 1)) -> probabilities (n, C)
+
+def run(
+    config: ConfigDict,
+    *,
+    model: TrainedModel,
+    signals: np.ndarray,
+    class_names: list[str],
+    facts: Facts | None = None,
+    class_map: Mapping[str, int] | None = None,
+    earlier: Iterable[Mapping[str, Any]] = (),
+) -> ExportResult:
+    """Writes `export_params.formats` to output_dir/best_model, as `write` does."""
+    output_dir = Path(config.shared_params.output_dir)
+    return write(
+        output_dir / "best_model",
+        output_dir=output_dir,
+        earlier=earlier,
+        model=model,
+        signals=signals,
+        class_names=class_names,
+        facts=Facts() if facts is None else facts,
+        class_map={} if class_map is None else class_map,
+        formats=config.export_params.formats,
+        input_length=config.export_params.input_length,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class ExportResult:
-    """What was written, by format."""
+def write(
+    directory: Path,
+    *,
+    output_dir: Path,
+    earlier: Iterable[Mapping[str, Any]],
+    model: TrainedModel,
+    signals: np.ndarray,
+    class_names: list[str],
+    facts: Facts,
+    class_map: Mapping[str, int],
+    formats: Sequence[str],
+    input_length: int | None,
+) -> ExportResult:
+    """Writes `formats` to `directory`, each checked on `signals`; names and model card beside them.
 
-    paths: dict[str, Path]
-    differences: dict[str, float]  # of a probability from the Flax model's, the largest
-    classifier: Path | None  # the `.keras` file, if it was asked for
-    classifier_reused: bool  # it lay there already
+    earlier: run.json's `exports` of output_dir, which `directory` lies in; of another model's files
+    none stays. signals: (n, T, 1) of the model's length, n >= 1. class_map: class number in files
+    -> the model's. input_length: samples of the signals that the files take; None: the model's.
+    A `.keras` file that tells the same of the same model is kept as it is; others are removed once
+    the new one is in place.
+    Raises: StageFailedError naming the file that isn't the trained model."""
+    with jax.default_matmul_precision("highest"):  # else a GPU rounds products to 10 bits
+        export = _export(directory, model, signals, class_names, facts, class_map, input_length)
+        kept = export.kept_classifier() if "keras" in formats else None
+        try:
+            written = _written(export, formats, kept)
+        except _DamagedError:
+            logger.info("%s is damaged; it is written anew", kept)
+            kept, written = None, _written(export, formats, None)
+    result = ExportResult(tuple(written), export.about, kept is not None)
+    if kept is not None:
+        logger.info("The model hasn't changed; %s is kept", kept)
+    elif result.classifier is not None:
+        export_result.remove_earlier(result.classifier)
+    rows = export_result.merged(earlier, result, output_dir)
+    export_result.describe(directory, result, rows, output_dir)
+    export_result.show(directory, result, num_signals=len(signals))
+    return result
 
-    def summary(self) -> str:
-        if not self.paths:
-            return "no format asked for"
-        worst = max(self.differences.values())
-        return f"{', '.join(self.paths)}; within {worst:.0e} of the trained model"
 
-    def as_record(self, output_dir: Path) -> list[dict[str, Any]]:
-        """For run.json and the report: name, path below `output_dir` and difference of each."""
-        return [
-            {
-                "name": name,
-                "path": str(path.relative_to(output_dir)),
-                "max_abs_difference": self.differences[name],
-            }
-            for name, path in self.paths.items()
-        ]
+class _DamagedError(Exception):
+    """The `.keras` file that was to be kept isn't the model that it says it is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Export:
     """What every format is written from and compared with."""
 
-    best_model: Path
+    directory: Path
     model: TrainedModel
     about: dict[str, Any]
-    signals: np.ndarray  # (n, T, 1), the parameters' dtype
+    twin_as: dict[str, Any]  # arguments of keras.build_twin, as JSON
+    signals: np.ndarray  # (n, input_length, 1), the parameters' dtype
     expected: np.ndarray  # (n, C) probabilities of the Flax model for them
 
+    @functools.cached_property
     def twin(self) -> Any:
-        """A Keras twin without the trained weights."""
-        return keras.build_twin(
-            self.model.model_type,
-            self.model.hyperparameters,
-            num_classes=self.model.num_classes,
-            target_length=self.model.target_length,
-            dtype=_dtype(self.model).name,
-        )
-
-    def trained_twin(self) -> Any:
-        twin = self.twin()
+        """With the trained weights."""
+        given = {**self.twin_as, "hyperparameters": self.model.hyperparameters}
+        twin = keras.build_twin(**given)
         keras.copy_weights(twin, self.model.variables)
         return twin
 
-    def difference(self, path: Path, name: Path, run: Run) -> float:
-        """Reloads `path`, to be called `name`, and compares it with the Flax model.
+    def kept_classifier(self) -> Path | None:
+        """A `.keras` file that says the same of the same weights."""
+        same = files.fingerprint(self.about)
+        for path in sorted((self.directory / "classifier").glob("classifier_*.keras")):
+            if files.fingerprint(keras.read_about(path)) == same:
+                return path
+        return None
 
-        Raises: StageFailedError when it can't be loaded or differs too much."""
-        try:
-            probabilities = run(path, self.signals)
-        except Exception as error:  # whatever a loader raises, the file is unusable
+    def difference(self, path: Path, answer: Answer) -> float:
+        """The largest from the Flax model's probabilities.
+
+        Raises: StageFailedError when `path` couldn't be loaded or differs too much."""
+        if answer.probabilities is None:
             raise StageFailedError(
-                f"{name}: the exported model can't be reloaded and was removed "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-            ) from error
-        if probabilities.shape != self.expected.shape:
-            raise StageFailedError(
-                f"{name}: the exported model gives probabilities of shape {probabilities.shape}, "
-                f"the trained one {self.expected.shape}; the file was removed"
+                f"{path}: the exported model can't be reloaded and was removed ({answer.error})"
             )
-        difference = float(np.max(np.abs(probabilities - self.expected)))
+        if answer.probabilities.shape != self.expected.shape:
+            raise StageFailedError(
+                f"{path}: the exported model gives probabilities of shape "
+                f"{answer.probabilities.shape}, the trained one {self.expected.shape}; the file "
+                "was removed"
+            )
+        difference = float(np.max(np.abs(answer.probabilities - self.expected)))
         if not difference <= LARGEST_DIFFERENCE:  # so that NaN fails too
             raise StageFailedError(
-                f"{name}: the exported model's probabilities differ from the trained one's by up "
+                f"{path}: the exported model's probabilities differ from the trained one's by up "
                 f"to {difference:.2g} ({LARGEST_DIFFERENCE:g} allowed); the file was removed"
             )
         return difference
 
-    def publish(
-        self,
-        opened: AbstractContextManager[Path],
-        name: Path,
-        write: Callable[[Path], None],
-        run: Run,
-    ) -> float:
-        """Writes under the temporary name that `opened` gives; `name` appears once it is right."""
-        with opened as partial:
-            write(partial)
-            return self.difference(partial, name, run)
 
-
-def run(
-    config: ConfigDict, *, model: TrainedModel, signals: np.ndarray, class_names: list[str]
-) -> ExportResult:
-    """Writes `export_params.formats` to output_dir/best_model, each checked on `signals`.
-
-    signals: (n, T, 1) real test signals, n >= 1. A `.keras` file of the same model is kept as it
-    is; one of an earlier model is removed once the new one is in place.
-    Raises: StageFailedError naming the file that isn't the trained model."""
-    with jax.default_matmul_precision("highest"):  # else a GPU rounds products to 10 bits
-        return _run(config, model, signals, class_names)
-
-
-def _run(
-    config: ConfigDict, model: TrainedModel, signals: np.ndarray, class_names: list[str]
-) -> ExportResult:
-    signals = signals.astype(_dtype(model))
-    export = _Export(
-        best_model=Path(config.shared_params.output_dir) / "best_model",
-        model=model,
-        about=_about(model, class_names),
-        signals=signals,
-        expected=_flax_probabilities(model, signals),
+def _export(
+    directory: Path,
+    model: TrainedModel,
+    signals: np.ndarray,
+    class_names: list[str],
+    facts: Facts,
+    class_map: Mapping[str, int],
+    input_length: int | None,
+) -> _Export:
+    length = input_length or model.target_length
+    dtype = np.dtype(jax.tree.leaves(model.variables["params"])[0].dtype)
+    given = _fitted(signals.astype(dtype), length)
+    twin_as = {
+        "model_type": model.model_type,
+        "hyperparameters": dataclasses.asdict(model.hyperparameters),
+        "num_classes": model.num_classes,
+        "target_length": model.target_length,
+        "input_length": length,
+        "dtype": dtype.name,
+    }
+    about = describing.about(
+        twin_as,
+        num_parameters=model.num_parameters,
+        class_names=class_names,
+        class_map=class_map,
+        weights_sha256=assembly.weights_sha256(model.variables),
+        facts=facts.as_json(),
     )
-    formats = config.export_params.formats
-    paths: dict[str, Path] = {}
-    differences: dict[str, float] = {}
-    reused = False
-    with log.progress("Exporting", total=len(formats), unit="files") as bar:
-        for name in formats:
-            bar.note(name)
-            if name == "keras":
-                paths[name], differences[name], reused = _export_keras(export)
-            else:
-                paths[name], differences[name] = _EXPORTERS[name](export)
+    expected = _flax_probabilities(model, _fitted(given, model.target_length))
+    return _Export(directory, model, about, twin_as, given, expected)
+
+
+def _fitted(signals: np.ndarray, length: int) -> np.ndarray:
+    """(n, T, 1) -> (n, length, 1)"""
+    fitted = [preprocess.fit_length(signal[:, 0], length) for signal in signals]
+    return np.stack(fitted)[..., np.newaxis]
+
+
+def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list[ExportedFile]:
+    """Writes the files, has them all reloaded at once, and gives them their names."""
+    if not formats:
+        return []
+    paths = {name: _path(export.directory, name) for name in formats}
+    if kept is not None:
+        paths["keras"] = kept
+    with (
+        contextlib.ExitStack() as opened,
+        log.progress("Exporting", total=2 * len(formats), unit="steps") as bar,
+    ):
+        jobs = []
+        for name, path in paths.items():
+            bar.note(f"writing {name}")
+            job = Job(name, path, export.twin.to_json() if name == "h5" else "")
+            if path != kept:
+                job = dataclasses.replace(job, path=opened.enter_context(_opened(path)))
+                _WRITERS[name](export, job.path)
+            jobs.append(job)
             bar.advance()
-    files.write_json(
-        export.best_model / "classifier" / "labels.json",
-        {str(index): cap_name for index, cap_name in enumerate(class_names)},
-    )
-    log.table(
-        f"Exported model (checked on {len(signals)} signals)",
-        ("file", "MB", "largest |Δp|"),
-        [
-            (
-                path.relative_to(export.best_model),
-                f"{_size(path) / 1e6:.2f}",
-                f"{differences[name]:.1e}",
-            )
-            for name, path in paths.items()
-        ],
-    )
-    return ExportResult(paths, differences, paths.get("keras"), reused)
+        bar.note("reloading in a fresh process")
+        answers = fresh_process.reloaded(jobs, export.signals, done=bar.advance)
+        return [
+            _checked(export, *each, kept)
+            for each in zip(jobs, paths.values(), answers, strict=False)
+        ]
 
 
-def _export_keras(export: _Export) -> tuple[Path, float, bool]:
-    directory = export.best_model / "classifier"
-    earlier = sorted(directory.glob("classifier_*.keras"))
-    for path in earlier:
-        if keras.read_about(path) == export.about:
-            try:
-                difference = export.difference(path, path, keras.run_keras)
-            except StageFailedError:
-                continue  # damaged since: written anew below
-            logger.info("The model hasn't changed; %s is kept", path)
-            return path, difference, True
-    path = directory / f"classifier_{datetime.now():%Y%m%d_%H%M%S}.keras"
-    difference = export.publish(
-        files.atomic_path(path),
+def _checked(
+    export: _Export, job: Job, path: Path, answer: Answer, kept: Path | None
+) -> ExportedFile:
+    error = answer.error.replace(str(job.path), str(path)).replace(job.path.name, path.name)
+    try:
+        difference = export.difference(path, dataclasses.replace(answer, error=error))
+    except StageFailedError as failed:
+        if path == kept:
+            raise _DamagedError from failed
+        raise
+    opset = onnx.OPSET if job.kind == "onnx" else None
+    return ExportedFile(job.kind, path, difference, answer.reader, opset)
+
+
+def _path(directory: Path, name: str) -> Path:
+    return (
+        directory
+        / {
+            "keras": f"classifier/classifier_{datetime.now():%Y%m%d_%H%M%S}.keras",
+            "h5": "best_model_weights.weights.h5",
+            "saved_model": "saved_model",
+            "onnx": "classifier/classifier.onnx",
+        }[name]
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Path]:
+    """A temporary name, `path` after the block."""
+    opener = files.atomic_path if path.suffix else files.atomic_directory
+    with opener(path) as partial:
+        yield partial
+
+
+def _write_keras(export: _Export, path: Path) -> None:
+    keras.write_keras(export.twin, path, export.about)
+
+
+def _write_h5(export: _Export, path: Path) -> None:
+    keras.write_weights(export.twin, path)
+
+
+def _write_saved_model(export: _Export, path: Path) -> None:
+    saved_model.write_saved_model(
+        _probabilities(export.model),
+        export.model.variables,
         path,
-        lambda partial: keras.write_keras(export.trained_twin(), partial, export.about),
-        keras.run_keras,
+        target_length=export.model.target_length,
+        input_length=export.twin_as["input_length"],
     )
-    for old in earlier:
-        if old != path:
-            old.unlink()
-            logger.info("Removed %s, the classifier of an earlier model", old)
-    return path, difference, False
 
 
-def _export_h5(export: _Export) -> tuple[Path, float]:
-    path = export.best_model / "best_model_weights.weights.h5"
-    difference = export.publish(
-        files.atomic_path(path),
-        path,
-        lambda partial: keras.write_weights(export.trained_twin(), partial),
-        lambda partial, signals: keras.run_weights(export.twin(), partial, signals),
-    )
-    return path, difference
+def _write_onnx(export: _Export, path: Path) -> None:
+    onnx.write_onnx(export.twin, path, export.about)
 
 
-def _export_saved_model(export: _Export) -> tuple[Path, float]:
-    path, model = export.best_model / "saved_model", export.model
-    difference = export.publish(
-        files.atomic_directory(path),
-        path,
-        lambda partial: saved_model.write_saved_model(
-            _probabilities(model), model.variables, partial, target_length=model.target_length
-        ),
-        saved_model.run_saved_model,
-    )
-    return path, difference
-
-
-_EXPORTERS = {"h5": _export_h5, "saved_model": _export_saved_model}
+_WRITERS = {
+    "keras": _write_keras,
+    "h5": _write_h5,
+    "saved_model": _write_saved_model,
+    "onnx": _write_onnx,
+}
 
 
 def _probabilities(model: TrainedModel) -> Callable[[Any, Any], jax.Array]:
@@ -238,41 +296,3 @@ def _flax_probabilities(model: TrainedModel, signals: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [np.asarray(predict(model.variables, signals[at : at + _BATCH])) for at in starts]
     )
-
-
-def _dtype(model: TrainedModel) -> np.dtype[Any]:
-    """The parameters' dtype: float32, or float64 for a float64 training."""
-    return np.dtype(jax.tree.leaves(model.variables["params"])[0].dtype)
-
-
-def _about(model: TrainedModel, class_names: list[str]) -> dict[str, Any]:
-    """What a reader of the `.keras` file must know, and what tells one model from another."""
-    about: dict[str, Any] = {
-        "capfinder_version": version("capfinder"),
-        "model_type": model.model_type,
-        "hyperparameters": dataclasses.asdict(model.hyperparameters),
-        "class_names": class_names,  # index in the output -> cap
-        "preprocessing": {
-            "signal": "current of the cap region, z-scored over the whole read, clipped to ±4",
-            "target_length": model.target_length,
-            "fitting": "centred zero padding or truncation; an odd sample goes to, or comes off, "
-            "the right",
-        },
-        "weights_sha256": _weights_sha256(model.variables),
-    }
-    as_read_back: dict[str, Any] = json.loads(json.dumps(about))
-    return as_read_back
-
-
-def _weights_sha256(variables: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for path, value in sorted(flatten_dict(dict(variables)).items()):
-        array = np.asarray(value)
-        digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _size(path: Path) -> int:
-    members = path.rglob("*") if path.is_dir() else [path]
-    return sum(member.stat().st_size for member in members if member.is_file())

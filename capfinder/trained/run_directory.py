@@ -1,9 +1,6 @@
-"""A trained model from a path, with all that its input and output need. For now: a run's directory.
-
-Other kinds of models get their function here and their line in `load`."""
+"""The model that a run has trained, from its output directory."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +9,25 @@ from ml_collections import ConfigDict
 from capfinder import capmap, files, models, settings
 from capfinder.data.versions import Dataset
 from capfinder.errors import InputError, SettingsError
+from capfinder.evaluation import facts
+from capfinder.evaluation.facts import Facts
 from capfinder.stages import assembly
-from capfinder.stages.assembly import TrainedModel
 from capfinder.stages.train import Training, read_outcome
+from capfinder.trained.classifier import Classifier
 from capfinder.training.checkpoint import Checkpoints
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A model, the storage dtype that its signals go through, its classes' names by number, and the
-    batch size and number of devices that its own evaluation was told to take (None: the machine's).
-    """
-
-    model: TrainedModel
-    dtype: str
-    class_names: list[str]
-    batch_size: int | None
-    mesh: int | None
-
-
-def load(path: Path) -> Classifier:
-    """The model that `--model` names; JAX is set up for it.
-
-    Raises: InputError for anything but a run's directory with a finished training."""
-    if path.is_dir():
-        return _from_run(path)
-    found = "is a file" if path.exists() else "no such directory"
-    raise InputError(
-        f"--model={path}: {found}; expected the output directory of a run that has trained a model"
-    )
-
-
-def _from_run(run_dir: Path) -> Classifier:
+def load(run_dir: Path) -> Classifier:
+    """Raises: InputError for anything but a run's directory with a finished training."""
     if not (run_dir / "run.json").is_file():
         raise InputError(
-            f"--model={run_dir}: holds no run.json; expected the output directory of a run that "
-            "has trained a model"
+            f"{run_dir}: holds neither run.json nor import.json; expected a run's output "
+            "directory, an import, or a .keras file"
         )
     record = files.read_json(run_dir / "run.json")
     config = _config(run_dir, record)
-    outcome_path = _training(run_dir, config, record)
+    evaluated = _evaluated(run_dir)
+    outcome_path = _training(run_dir, config, record, evaluated)
     outcome = read_outcome(outcome_path)
     assembly.configure_jax(config)
     model = assembly.trained_model(
@@ -60,14 +36,24 @@ def _from_run(run_dir: Path) -> Classifier:
         Checkpoints(outcome_path.parent).restore_variables(outcome["best_epoch"]),
         best_epoch=outcome["best_epoch"],
     )
-    class_names = capmap.class_names(config.etl_params.class_map.to_dict(), model.num_classes)
+    class_map = config.etl_params.class_map.to_dict()
     return Classifier(
         model,
         config.shared_params.dtype,
-        class_names,
+        _class_names(record, class_map, model.num_classes),
+        class_map,
+        _facts(evaluated, outcome, model.num_classes),
         batch_size=config.evaluate_params.batch_size,
         mesh=config.runtime_params.mesh,
     )
+
+
+def _class_names(record: dict[str, Any], class_map: dict[str, int], num_classes: int) -> list[str]:
+    """As the run knew them: here the same numbers may mean other caps."""
+    names: Any = record.get("class_names")
+    if isinstance(names, list) and len(names) == num_classes and all(type(n) is str for n in names):
+        return list(names)
+    return capmap.class_names(class_map, num_classes)
 
 
 def _config(run_dir: Path, record: dict[str, Any]) -> ConfigDict:
@@ -89,7 +75,29 @@ def _config(run_dir: Path, record: dict[str, Any]) -> ConfigDict:
         ) from None
 
 
-def _training(run_dir: Path, config: ConfigDict, record: dict[str, Any]) -> Path:
+def _evaluated(run_dir: Path) -> dict[str, Any]:
+    """metrics.json; {} where there is none."""
+    path = run_dir / "evaluation" / "metrics.json"
+    values = files.read_json(path) if path.is_file() else {}
+    return dict(values) if isinstance(values, dict) else {}
+
+
+def _facts(evaluated: dict[str, Any], outcome: dict[str, Any], num_classes: int) -> Facts:
+    """What the evaluation found, if it was of this training."""
+    same = all(
+        evaluated.get(name) == value
+        for name, value in (
+            ("hyperparameters", outcome["about"]["hyperparameters"]),
+            ("best_epoch", outcome["best_epoch"]),
+            ("history", outcome["history"]),
+        )
+    )
+    return facts.from_metrics(evaluated, num_classes=num_classes) if same else Facts()
+
+
+def _training(
+    run_dir: Path, config: ConfigDict, record: dict[str, Any], evaluated: dict[str, Any]
+) -> Path:
     """outcome.json of the training that run.json speaks of: a directory may hold those of several
     settings, and of one setting those of several outcomes of tuning."""
     fingerprint = record.get("dataset", {}).get("fingerprint")
@@ -101,15 +109,18 @@ def _training(run_dir: Path, config: ConfigDict, record: dict[str, Any]) -> Path
             continue
         about = outcome["about"]
         training = Training(config, dataset=dataset, hyperparameters=_hyperparameters(outcome))
+        # Of fine-tuned ones only how they were asked for: what they started from may be gone.
+        start = about.get("start", {"freeze": "nothing"})
+        is_fine_tuned = ("start" in about) == (config.train_params.init_from is not None)
+        if not is_fine_tuned or start.get("freeze") != config.train_params.freeze:
+            continue
         if _agree(about, json.loads(json.dumps(training.about))):
             found.append((path, about["hyperparameters"]))
     if not found:
         raise InputError(
-            f"--model={run_dir}: holds no finished training of the settings in its run.json. Run "
+            f"{run_dir}: holds no finished training of the settings in its run.json. Run "
             "its train stage first."
         )
-    metrics_path = run_dir / "evaluation" / "metrics.json"
-    evaluated = files.read_json(metrics_path) if metrics_path.is_file() else {}
     path, _ = max(
         found, key=lambda one: (one[1] == evaluated.get("hyperparameters"), one[0].stat().st_mtime)
     )
@@ -120,7 +131,8 @@ def _agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Equal, but for settings that only one of two versions of capfinder knows."""
     common = one["settings"].keys() & other["settings"].keys()
     is_equal = all(one["settings"][key] == other["settings"][key] for key in common)
-    return is_equal and one | {"settings": None} == other | {"settings": None}
+    apart: dict[str, Any] = {"settings": None, "start": None}
+    return is_equal and one | apart == other | apart
 
 
 def _hyperparameters(outcome: dict[str, Any]) -> Any:
