@@ -180,11 +180,16 @@ def fingerprint(value: Any) -> str:
 
 @contextlib.contextmanager
 def exclusive_lock(
-    path: Path, *, holder: str, waiting: Callable[[str], None] | None = None
+    path: Path,
+    *,
+    holder: str,
+    waiting: Callable[[str], None] | None = None,
+    setting: str = "shared_params.output_dir",
 ) -> Iterator[None]:
     """Holds an advisory lock on `path`; the kernel frees it when the process ends, however it ends.
 
-    When somebody else holds it: with `waiting`, that is told who it is, and the lock waited for.
+    When somebody else holds it: with `waiting`, that is told who it is, and the lock waited for;
+    else the error names the `setting` to change.
     Raises: InputError that names who holds it, without `waiting`; InputError for a directory that
     can't be written to."""
     try:
@@ -201,7 +206,7 @@ def exclusive_lock(
             if waiting is None:
                 raise InputError(
                     f"{path.parent}: in use by {owner}. Wait for it to end, or choose another "
-                    "shared_params.output_dir."
+                    f"{setting}."
                 ) from None
             waiting(owner)
             fcntl.flock(stream, fcntl.LOCK_EX)

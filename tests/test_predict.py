@@ -1,126 +1,43 @@
 """`capfinder predict`, the whole command, with a small model that the pipeline has trained."""
 
-import contextlib
-import csv
 import gzip
-import io
 import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import jax_settings
 import numpy as np
+import predicting
 import pytest
-from csv_input import read_id, row, rows, write, write_classes
+from csv_input import read_id, row, rows, write
+from predicting import CLASSES, LENGTH, NAMES, Ended, predict, table, train, trained_run
 
-from capfinder import cli, files
-from capfinder.evaluation import predictions
+from capfinder import files
+from capfinder.evaluation import composition, metrics
+from capfinder.prediction import origins
 from capfinder.stages import inference
 
-LENGTH, CLASSES = 24, 3
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
-MODEL = {
-    "conv_filters": (4,),
-    "conv_kernels": (3,),
-    "conv_dropouts": (0.1,),
-    "lstm_units": (4,),
-    "lstm_dropouts": (0.1,),
-    "dense_units": 8,
-    "learning_rate": 0.01,
-}
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    shown: str
-    output_dir: Path
-
-    @property
-    def lines(self) -> list[str]:
-        return (self.output_dir / "predictions.csv").read_text("utf-8").splitlines()
-
-    @property
-    def rows(self) -> list[dict[str, str]]:
-        return list(csv.DictReader(self.lines))
-
-    @property
-    def rejects(self) -> list[tuple[str, ...]]:
-        with (self.output_dir / "rejects.csv").open(newline="") as stream:
-            return [tuple(line) for line in csv.reader(stream)][1:]
-
-    def probabilities(self) -> np.ndarray:
-        return np.array([[float(r[f"p_{c}"]) for c in range(CLASSES)] for r in self.rows])
-
-
-def capfinder(output_dir: Path, *arguments: object) -> Ended:
-    with io.StringIO() as shown, contextlib.redirect_stdout(shown):
-        with contextlib.redirect_stderr(shown):
-            code = cli.main([str(argument) for argument in arguments])
-        return Ended(code, shown.getvalue(), output_dir)
-
-
-def predict(run_dir: Path, caps: Path, output_dir: Path, *options: object) -> Ended:
-    given = ("--model", run_dir, "--caps_data_dir", caps, "--output_dir", output_dir)
-    return capfinder(output_dir, "predict", *given, *options)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home of its own, and JAX as it was afterwards."""
-    root = tmp_path_factory.mktemp("predict")
-    with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
-        patched.setenv("HOME", str(root / "home"))
-        patched.delenv("XDG_CACHE_HOME", raising=False)
+    with predicting.surroundings(tmp_path_factory) as root:
         yield root
 
 
-def train(root: Path, output_dir: Path, **groups: dict[str, object]) -> Path:
-    """A run on the caps in root, trained for an epoch and evaluated."""
-    values = {
-        "etl_params": {
-            "caps_data_dir": str(root / "caps"),
-            "use_remote_dataset_version": "",
-            "examples_per_class": None,
-        },
-        "tune_params": {"max_trials": 0},
-        "train_params": {"max_epochs_final_model": 1},
-        "shared_params": {
-            "num_classes": CLASSES,
-            "batch_size": 16,
-            "target_length": LENGTH,
-            "train_test_fraction": 0.5,
-            "output_dir": str(output_dir),
-        },
-        "model_params": MODEL,
-        "runtime_params": {"compilation_cache_dir": str(root / "xla")},
-        "tracking_params": {"mode": "off"},
-    }
-    for name, group in groups.items():
-        values[name] = values.get(name, {}) | group
-    path = root / "train.json"
-    path.write_text(json.dumps(values))
-    stages = ("--config_file", path, "--stage=etl,train,evaluate")
-    ended = capfinder(output_dir, "train-model", *stages)
-    assert ended.code == 0, ended.shown
-    return output_dir
+@pytest.fixture(scope="module")
+def caps(surroundings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_run(tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="module")
-def caps(surroundings: Path) -> Path:
-    return write_classes(surroundings / "caps", classes=CLASSES, runs=2, reads=60)
-
-
-@pytest.fixture(scope="module")
-def run_dir(surroundings: Path, caps: Path) -> Path:
-    return train(surroundings, surroundings / "run")
+def run_dir(surroundings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_run(tmp_path_factory)[1]
 
 
 @pytest.fixture(scope="module")
@@ -153,19 +70,17 @@ def test_every_read_has_its_row_in_the_order_of_the_files_and_their_lines(caps, 
 def test_the_predicted_class_is_the_likeliest_and_has_its_name(predicted):
     best = predicted.probabilities().argmax(axis=1)
     assert [int(r["predicted_cap_class"]) for r in predicted.rows] == best.tolist()
-    assert {r["predicted_cap"] for r in predicted.rows} <= {"cap_0", "cap_1", "cap_2"}
+    assert {r["predicted_cap"] for r in predicted.rows} <= set(NAMES)
     np.testing.assert_allclose(predicted.probabilities().sum(axis=1), 1, atol=2e-6)
 
 
-def test_names_are_the_users_and_those_of_the_classes_in_the_files(
-    surroundings, caps, tmp_path, monkeypatch
-):
+def test_names_are_the_users_and_those_of_the_classes_in_the_files(caps, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".capfinder").mkdir()
     mapping = tmp_path / ".capfinder" / "custom_mapping.json"
     mapping.write_text(json.dumps({"0": "a, b", "2": "deux"}))
     run = train(
-        surroundings,
+        caps.parent,
         tmp_path / "run",
         etl_params={"class_map": {"2": 0, "0": 1}},
         shared_params={"num_classes": 2},
@@ -239,23 +154,159 @@ def test_rows_that_cannot_be_used_are_kept_apart_with_their_reasons(run_dir, tmp
 
 
 def test_the_summary_counts_reads_per_cap_and_names_the_files(predicted):
-    counts = {name: 0 for name in ("cap_0", "cap_1", "cap_2")}
+    counts = {name: 0 for name in NAMES}
     sums = dict.fromkeys(counts, 0.0)
     for line, best in zip(predicted.rows, predicted.probabilities().max(axis=1), strict=True):
         counts[line["predicted_cap"]] += 1
         sums[line["predicted_cap"]] += best
     for name, count in counts.items():
-        mean = f"{sums[name] / count:.1%}" if count else "-"
-        cells = [name, str(count), f"{count / 360:.1%}", mean]
-        assert any(
-            [part.strip() for part in line.strip("│").split("│")] == cells
-            for line in predicted.shown.splitlines()
-        ), cells
+        low, high = (f"{bound:.1%}" for bound in metrics.wilson_interval(count, 360))
+        cells = [name, str(count), f"{count / 360:.1%}", f"{low} to {high}"]
+        (found,) = [line for line in table(predicted) if line[:4] == cells]
+        assert found[-1] == (f"{sums[name] / count:.1%}" if count else "-")
     assert "360 reads in" in predicted.shown and "MB/s" in predicted.shown
-    for name in ("predictions.csv", "rejects.csv"):
+    for name in ("predictions.csv", "rejects.csv", "composition.json"):
         assert str(predicted.output_dir / name) in predicted.shown
     (log_path,) = (predicted.output_dir / "logs").iterdir()
-    assert "Predictions" in log_path.read_text()
+    assert "Composition" in log_path.read_text()
+
+
+# Where reads come from
+
+
+def metadata(path: Path, header: str, lines: list[str]) -> None:
+    path.write_text("\r\n".join([header, *lines, ""]), encoding="utf-8")
+
+
+def test_parent_and_pod5_file_are_those_of_the_metadata(
+    run_dir, caps, predicted, tmp_path, monkeypatch
+):
+    own = tmp_path / "caps"
+    shutil.copytree(caps, own)
+    names = [line["read_id"] for line in predicted.rows]
+    both = [f'{name},parent-{k},"run,\n{k % 3}.pod5",x' for k, name in enumerate(names[:100])]
+    header = "read_id,parent_read_id,pod5_file,read_type"
+    metadata(own / "metadata__a.csv", header, [*both, f"{names[0]},another,y,z"])
+    metadata(own / "metadata__b.csv", "pod5_file,read_id", [f"p,{name}" for name in names[100:200]])
+    metadata(own / "metadata__c.csv", "parent_read_id,read_id", [f",{names[200]}", "é,other"])
+    metadata(own / "metadata__d.csv", "read_id,fasta", ["x,ACGT"])
+    packed = own / "metadata__b.csv"
+    packed.with_suffix(".csv.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    packed.unlink()
+    monkeypatch.setattr(origins, "_BLOCK_BYTES", 1 << 10)  # several, each with a header
+    ended = predict(run_dir, own, tmp_path / "out")
+    assert ended.code == 0, ended.shown
+    expected = [(f"parent-{k}", f"run,\n{k % 3}.pod5") for k in range(100)] + 100 * [("", "p")]
+    expected += 160 * [("", "")]
+    assert [(r["parent_read_id"], r["pod5_file"]) for r in ended.rows] == expected
+    shared = predicted.rows[0].keys()
+    assert [{name: r[name] for name in shared} for r in ended.rows] == predicted.rows
+    assert ended.lines[0] == f"{predicted.lines[0]},parent_read_id,pod5_file"
+    assert "metadata__d.csv: has no columns" in ended.shown
+    assert "1 rows are of a read_id that came before" in ended.shown
+    assert "parent_read_id" not in predicted.lines[0]
+
+
+def test_metadata_that_are_broken_in_the_middle_are_an_error_before_the_work(
+    run_dir, caps, tmp_path
+):
+    own = tmp_path / "caps"
+    shutil.copytree(caps, own)
+    metadata(own / "metadata__a.csv", "read_id,pod5_file", ["a,b", "c,d,e,f", "g,h"])
+    line = failed(predict(run_dir, own, tmp_path / "o"))
+    assert "metadata__a.csv: can't be read as CSV" in line
+
+
+# Which caps there are
+
+
+def composed(ended: Ended) -> dict:
+    return files.read_json(ended.output_dir / "composition.json")
+
+
+def test_the_composition_is_that_of_the_predictions(run_dir, caps, predicted):
+    found, rows_ = composed(predicted), predicted.rows
+    confusion = files.read_json(run_dir / "evaluation" / "metrics.json")["test"]["confusion_matrix"]
+    paths = sorted(caps.iterdir())
+    sixth = [rows_[at : at + 60] for at in range(0, 360, 60)]
+    parts = [(found["all"], rows_), *zip(found["files"], sixth, strict=True)]
+    assert [part["file"] for part in found["files"]] == [path.name for path in paths]
+    for part, of_part in parts:
+        counts = [sum(r["predicted_cap"] == name for r in of_part) for name in NAMES]
+        assert part["reads"] == len(of_part)
+        assert [(cap["cap"], cap["reads"]) for cap in part["caps"]] == (
+            list(zip(NAMES, counts, strict=True))
+        )
+        expected = zip(
+            composition.counted(counts), composition.corrected(counts, confusion), strict=True
+        )
+        for cap, (counted, corrected) in zip(part["caps"], expected, strict=True):
+            assert counted.items() <= cap.items() and corrected.items() <= cap.items()
+            best = [
+                float(r[f"p_{cap['cap_class']}"])
+                for r in of_part
+                if r["predicted_cap"] == cap["cap"]
+            ]
+            if best:
+                assert cap["mean_confidence"] == pytest.approx(np.mean(best), abs=2e-6)
+            else:
+                assert cap["mean_confidence"] is None
+    assert "the same kind" in found["correction"]
+    corrected = next(line for line in table(predicted) if line[0] == "cap_1")
+    assert corrected[4] == f"{found['all']['caps'][1]['corrected']:.1%}"
+    assert "Shares by file, corrected" in predicted.shown
+
+
+def test_what_is_not_known_of_the_test_set_is_not_made_up(run_dir, caps, predicted, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(run_dir, copied)
+    shutil.rmtree(copied / "evaluation")
+    ended = predict(copied, caps, tmp_path / "out")
+    assert ended.code == 0 and ended.lines == predicted.lines
+    found = composed(ended)
+    assert "how the model's test set fared isn't known" in found["correction"]
+    assert found["correction"] in ended.shown
+    for part in (found["all"], *found["files"]):
+        assert not any("corrected" in name for cap in part["caps"] for name in cap)
+    assert "Shares by file, as counted" in ended.shown
+
+
+def test_figures_of_the_signals_are_those_of_the_text(caps, predicted):
+    for part in composed(predicted)["files"]:
+        lines = (caps / part["file"]).read_text().splitlines()[1:]
+        signals = [np.array(line.split('"')[1].split(","), float) for line in lines]
+        means, lengths = [s.mean() for s in signals], [len(s) for s in signals]
+        found = part["signals"]
+        assert found["mean"] == pytest.approx(np.mean(means), abs=1e-4)
+        assert found["between_reads"] == pytest.approx(np.std(means), abs=1e-3)
+        assert found["spread"] == pytest.approx(np.mean([s.std() for s in signals]), abs=1e-4)
+        assert found["length"]["mean"] == pytest.approx(np.mean(lengths), abs=0.05)
+        assert found["length"]["max"] == max(lengths)
+        assert found["beyond"] == 0
+
+
+def test_signals_unlike_those_of_the_training_are_warned_of(run_dir, caps, predicted, tmp_path):
+    assert composed(predicted)["warnings"] == [] and "Note:" not in predicted.shown
+    signals = files.read_json(run_dir / "evaluation" / "metrics.json")["signals"]
+    assert [one["cap_class"] for one in signals["classes"]] == [0, 1, 2]
+
+    def changed(name: str, change) -> Ended:
+        for path in caps.iterdir():
+            lines = []
+            for line in path.read_text().splitlines()[1:]:
+                head, text, _ = line.split('"')
+                values = change(np.array(text.split(","), float))
+                lines.append(f'{head}"{",".join(f"{value:.6f}" for value in values)}"')
+            write(tmp_path / name / path.name, lines)
+        return predict(run_dir, tmp_path / name, tmp_path / f"{name}_out")
+
+    raw = changed("raw", lambda signal: signal * 15 + 90)
+    (warning,) = composed(raw)["warnings"]
+    assert "raw picoamperes" in warning and "data__cap_0_run0.csv: mean 89.6" in warning
+    assert "where about 0 and 1 are expected, 100% of the samples beyond" in warning
+    assert f"Note: {warning}" in raw.shown
+    (warning,) = composed(changed("half", lambda signal: signal[::2]))["warnings"]
+    assert "all files: length 1" in warning and "another region" in warning
 
 
 # Batches
@@ -305,13 +356,12 @@ def failed(ended: Ended) -> str:
 
 
 def test_a_model_that_is_none_is_said_in_one_line(run_dir, caps, tmp_path):
-    assert "no such directory" in failed(predict(tmp_path / "none", caps, tmp_path / "o"))
+    line = failed(predict(tmp_path / "none", caps, tmp_path / "o"))
+    assert "no such file or directory; expected a run's output directory" in line
     keras = tmp_path / "model.keras"
     keras.touch()
-    assert "is a file; expected the output directory" in failed(
-        predict(keras, caps, tmp_path / "o")
-    )
-    assert "holds no run.json" in failed(predict(caps, caps, tmp_path / "o"))
+    assert str(keras) in failed(predict(keras, caps, tmp_path / "o"))
+    assert "neither run.json nor" in failed(predict(caps, caps, tmp_path / "o"))
     copied = tmp_path / "run"
     shutil.copytree(run_dir, copied)
     shutil.rmtree(copied / "checkpoints")
@@ -377,35 +427,6 @@ def test_the_model_is_the_one_that_run_json_speaks_of(run_dir, caps, predicted, 
     assert ended.lines == predicted.lines
     shutil.rmtree(own)
     assert "no finished training" in failed(predict(copied, caps, tmp_path / "o"))
-
-
-def test_ctrl_c_leaves_what_was_there_and_says_how_far_it_came(
-    run_dir, caps, tmp_path, monkeypatch
-):
-    assert predict(run_dir, caps, tmp_path).code == 0
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.csv")}
-    assert len(before) == 2
-    lines = predictions.lines
-
-    def interrupted(*given):
-        signal.raise_signal(signal.SIGINT)
-        return lines(*given)
-
-    monkeypatch.setattr(predictions, "lines", interrupted)
-    ended = predict(run_dir, caps, tmp_path)
-    assert ended.code == 130
-    assert "Ctrl-C: stopping" in ended.shown
-    assert "stopped after 60 reads, 0% of the input; no predictions were written" in ended.shown
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
-    assert not list(tmp_path.glob(".partial*"))
-
-
-def test_earlier_predictions_are_replaced_and_that_is_said(run_dir, caps, predicted, tmp_path):
-    (tmp_path / "predictions.csv").write_text("old")
-    ended = predict(run_dir, caps, tmp_path)
-    assert f"{tmp_path / 'predictions.csv'} of" in ended.shown and "is replaced" in ended.shown
-    assert ended.lines == predicted.lines
-    assert "is replaced" not in predicted.shown
 
 
 def test_a_process_of_its_own_with_two_devices_loads_no_library_it_has_no_use_for(

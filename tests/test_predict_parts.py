@@ -23,8 +23,8 @@ from capfinder.etl.csv_files import Block
 from capfinder.etl.csv_reader import scan_block
 from capfinder.etl.stream import worker_count
 from capfinder.evaluation import metrics, predictions
-from capfinder.prediction import command, reads
-from capfinder.prediction.reads import Reads
+from capfinder.prediction import reads, scoring
+from capfinder.prediction.reads import Position, Reads
 from capfinder.stages import inference
 from capfinder.stages.assembly import TrainedModel
 
@@ -109,13 +109,18 @@ def test_reads_on_which_the_model_overflows_become_rejects():
         labels=np.array([0, 1, 2]),
         lines=np.array([2, 3, 4]),
         signals=np.zeros((3, 5)),
+        figures=np.arange(12.0).reshape(3, 4),
+        origins=np.array([[b"x"], [b"y"], [b"z"]]),
         rejects=[],
+        following=Position(1),
         disk_bytes=7,
     )
     logits = np.array([[0.0, 1.0], [np.inf, 0.0], [1.0, np.nan]])
-    kept, good = command._with_numbers(logits, block)
+    kept, good = scoring.with_numbers(logits, block)
     np.testing.assert_array_equal(kept, [[0.0, 1.0]])
     assert good.read_ids.tolist() == [b"a"] and good.labels.tolist() == [0]
+    assert good.figures.tolist() == [[0, 1, 2, 3]] and good.origins.tolist() == [[b"x"]]
+    assert good.following == Position(1)
     assert [(r.line, r.read_id, r.reason) for r in good.rejects] == [
         (3, "b", "the model gives no number"),
         (4, "c", "the model gives no number"),
@@ -159,13 +164,13 @@ def test_reading_waits_for_the_reads_to_be_taken(tmp_path, monkeypatch):
 # The text of predictions
 
 
-def as_csv_writer_has_it(read_ids, labels, probabilities, names) -> bytes:
+def as_csv_writer_has_it(read_ids, labels, probabilities, names, more) -> bytes:
     stream = io.StringIO()
     writer = csv.writer(stream)
-    for name, label, likely in zip(read_ids, labels, probabilities, strict=True):
+    for name, label, likely, rest in zip(read_ids, labels, probabilities, more, strict=True):
         guess = int(np.argmax(likely))
         shown = ["" if label is None else label, guess, names[guess]]
-        writer.writerow([name, *shown, *(f"{value:.6f}" for value in likely)])
+        writer.writerow([name, *shown, *(f"{value:.6f}" for value in likely), *rest])
     return stream.getvalue().encode()
 
 
@@ -183,22 +188,28 @@ NEAR_TIES = [np.nextafter((k + 0.5) / 1e6, to) for k in (0, 1, 2, 499999) for to
                 min_size=2,
                 max_size=2,
             ),
+            st.tuples(*2 * [st.text(st.characters(exclude_characters="\0", codec="utf-8"))]),
         ),
         max_size=5,
     ),
     st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=2),
 )
 def test_lines_are_those_of_csv_writer_and_a_format_string(given_rows, names):
-    read_ids = [name for name, _, _ in given_rows]
-    labels = [label for _, label, _ in given_rows]
-    likely = np.array([values for _, _, values in given_rows]).reshape(-1, 2)
-    found = predictions.lines(
+    read_ids = [name for name, *_ in given_rows]
+    labels = [label for _, label, *_ in given_rows]
+    likely = np.array([values for _, _, values, _ in given_rows]).reshape(-1, 2)
+    more = [texts for *_, texts in given_rows]
+    given = (
         np.array([name.encode() for name in read_ids] or [b""], "S")[: len(read_ids)],
         np.array([predictions.NO_LABEL if label is None else label for label in labels], np.int64),
         likely,
         names,
     )
-    assert found == as_csv_writer_has_it(read_ids, labels, likely, names)
+    none = [()] * len(given_rows)
+    assert predictions.lines(*given) == as_csv_writer_has_it(read_ids, labels, likely, names, none)
+    encoded = np.array([[text.encode() for text in texts] for texts in more] or [[b"", b""]], "S")
+    found = predictions.lines(*given, encoded[: len(more)])
+    assert found == as_csv_writer_has_it(read_ids, labels, likely, names, more)
 
 
 def test_probabilities_are_rounded_as_python_rounds_them():

@@ -44,6 +44,10 @@ class _Hashed(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def start_at(self, offset: int) -> None:
+        """Goes there before the first byte is read."""
+        self.position = self._file.seek(offset)
+
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer) or 0
         if self._digest is not None:
@@ -77,11 +81,18 @@ def _unpacked(path: Path, file: io.BufferedIOBase) -> Any:
     return igzip.IGzipFile(fileobj=file) if is_gzip(path) else file
 
 
-def read_blocks(path: Path, *, block_bytes: int, digest: Any = None) -> Iterator[tuple[Block, int]]:
+def read_blocks(
+    path: Path, *, block_bytes: int, digest: Any = None, begin: tuple[int, int] | None = None
+) -> Iterator[tuple[Block, int]]:
     """The file behind its header in blocks of about `block_bytes`, each with the bytes read from
     disk so far. Read to its end, the whole file has gone through `digest` (a hashlib object).
 
+    begin: a block's offset and line, to start there; what lies before isn't read, of a gzipped
+    file only decompressed. No digest then.
     Raises: InputError when the file is empty, has another header or can't be read."""
+    if begin is not None:
+        yield from _blocks_from(path, block_bytes, *begin)
+        return
     with _readable(path), _Hashed(path, digest) as raw:
         buffered = io.BufferedReader(raw, buffer_size=1 << 20)
         stream = _unpacked(path, buffered)
@@ -91,10 +102,44 @@ def read_blocks(path: Path, *, block_bytes: int, digest: Any = None) -> Iterator
             pass
 
 
+def _blocks_from(
+    path: Path, block_bytes: int, offset: int, line: int
+) -> Iterator[tuple[Block, int]]:
+    with _readable(path), _Hashed(path, None) as raw:
+        if not is_gzip(path):
+            raw.start_at(offset)
+        stream = _unpacked(path, io.BufferedReader(raw, buffer_size=1 << 20))
+        if is_gzip(path):
+            _skip(stream, offset)
+        for block in whole_lines(stream, block_bytes, offset=offset, line=line):
+            yield block, raw.position
+
+
+def _skip(stream: Any, size: int) -> None:
+    while size and (part := stream.read(min(size, 1 << 20))):
+        size -= len(part)
+
+
 def _whole_lines(path: Path, stream: Any, block_bytes: int) -> Iterator[Block]:
     first = stream.readline(HEAD_BYTES)
     check_header(path, first)
     yield from whole_lines(stream, block_bytes, offset=len(first), line=2)
+
+
+def text_blocks(path: Path, *, block_bytes: int) -> Iterator[bytes]:
+    """A CSV file of any kind, its header too, in blocks of about `block_bytes` that end with a row:
+    a line end within quotes is none.
+
+    Raises: InputError when it can't be read."""
+    with _readable(path), path.open("rb") as raw:
+        waiting = b""
+        for block in whole_lines(_unpacked(path, raw), block_bytes, offset=0, line=1):
+            waiting += block.data
+            if waiting.count(b'"') % 2 == 0:
+                yield waiting
+                waiting = b""
+        if waiting:
+            yield waiting
 
 
 def whole_lines(stream: Any, block_bytes: int, *, offset: int, line: int) -> Iterator[Block]:

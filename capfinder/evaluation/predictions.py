@@ -21,9 +21,10 @@ _INTEGER_BYTES = 20
 _SPLITTER = 2.0**27 + 1  # cuts a float64 in two halves of 26 bits
 
 
-def header(num_classes: int) -> bytes:
+def header(num_classes: int, more: Sequence[str] = ()) -> bytes:
+    """more: names of further columns at the end."""
     columns = [f"p_{number}" for number in range(num_classes)]
-    names = ["read_id", "cap_class", "predicted_cap_class", "predicted_cap", *columns]
+    names = ["read_id", "cap_class", "predicted_cap_class", "predicted_cap", *columns, *more]
     return (",".join(names) + "\r\n").encode()
 
 
@@ -32,27 +33,37 @@ def lines(
     cap_classes: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],
+    more: np.ndarray | None = None,
 ) -> bytes:
     """A line a read. read_ids (n,) 'S' UTF-8; cap_classes (n,) integers, NO_LABEL where unknown;
-    probabilities (n, C) float64 in 0..1: the predicted class is the highest, the first of several.
-    """
+    probabilities (n, C) float64 in 0..1: the predicted class is the highest, the first of several;
+    more (n, k) 'S' UTF-8: further columns."""
     count, num_classes = probabilities.shape
+    if more is None:
+        more = np.zeros((count, 0), "S1")
     names = [_field(name) for name in class_names]
     starts = np.cumsum([0, *map(len, names)])
-    id_bytes = read_ids.dtype.itemsize
-    row_bytes = 2 * id_bytes + 2 + 2 * _INTEGER_BYTES + max(map(len, names)) + 5
+    row_bytes = 2 * read_ids.itemsize + 2 + 2 * _INTEGER_BYTES + max(map(len, names)) + 5
     row_bytes += num_classes * (1 + _PROBABILITY_BYTES)
+    row_bytes += more.shape[1] * (2 * more.itemsize + 3)
     out = np.empty(count * row_bytes, np.uint8)
     size = _put_rows(
-        np.ascontiguousarray(read_ids).view(np.uint8).reshape(count, id_bytes),
+        _letters(read_ids),
         cap_classes.astype(np.int64),
         probabilities.argmax(axis=1),
         np.frombuffer(b"".join(names), np.uint8).copy(),
         starts,
         np.ascontiguousarray(probabilities, np.float64),
+        _letters(more),
         out,
     )
     return out[:size].tobytes()
+
+
+def _letters(texts: np.ndarray) -> np.ndarray:
+    """'S' of any shape -> uint8 with an axis more."""
+    letters = np.frombuffer(texts.tobytes(), np.uint8)
+    return letters.reshape(*texts.shape, texts.itemsize)
 
 
 def _field(text: str) -> bytes:
@@ -70,10 +81,11 @@ def _put_rows(
     names: np.ndarray,
     starts: np.ndarray,
     probabilities: np.ndarray,
+    more: np.ndarray,
     out: np.ndarray,
 ) -> int:
     """All lines to `out`; how many bytes that are. names: of all classes, one after the other;
-    class c's from starts[c] to starts[c + 1]."""
+    class c's from starts[c] to starts[c + 1]. read_ids (n, width), more (n, k, width) uint8."""
     at = 0
     for row in range(len(read_ids)):
         at = _put_text(out, at, read_ids[row])
@@ -92,6 +104,9 @@ def _put_rows(
         for column in range(probabilities.shape[1]):
             out[at] = _COMMA
             at = _put_probability(out, at + 1, probabilities[row, column])
+        for column in range(more.shape[1]):
+            out[at] = _COMMA
+            at = _put_text(out, at + 1, more[row, column])
         out[at], out[at + 1] = _RETURN, _NEWLINE
         at += 2
     return at

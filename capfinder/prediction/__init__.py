@@ -1,1 +1,1 @@
-"""`capfinder predict`: a directory of cap-signal CSV files through a trained model."""
+"""`capfinder predict` and `evaluate`: directories of cap-signal CSV files through a model."""

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from capfinder import files, interrupts, log
 from capfinder.data.streaming import ahead
 from capfinder.data.versions import Dataset
-from capfinder.evaluation import metrics, predictions
+from capfinder.evaluation import likeness, metrics, predictions
 from capfinder.stages import assembly, inference
 from capfinder.stages.assembly import Split, TrainedModel
 from capfinder.tracking import Tracker
@@ -44,12 +44,14 @@ def run(
     history: list[dict[str, Any]],
     stopped: str,
     interrupted: Mapping[str, Mapping[str, int]],
+    init_from: dict[str, Any] | None,
     class_names: Sequence[str],
     tracker: Tracker,
 ) -> EvaluateResult:
     """Scores train, validation and test; writes evaluation/ and returns what metrics.json holds.
 
-    interrupted: what Ctrl-C ended early, as `interrupts.sentences` takes it. metrics.json is
+    interrupted: what Ctrl-C ended early, as `interrupts.sentences` takes it. init_from: the model
+    that training started from, as `Start.as_record`. metrics.json is
     written last: while it isn't there, what lies beside it may be of several trainings."""
     directory = Path(config.shared_params.output_dir) / "evaluation"
     logits, labels, splits = {}, {}, {}
@@ -78,9 +80,11 @@ def run(
         "history": history,
         "stopped": stopped,
         "interrupted": interrupted,
+        "init_from": init_from,
         "model_type": model.model_type,
         "class_names": list(class_names),
-        "dataset": {"version": dataset.version, "fingerprint": dataset.fingerprint},
+        "dataset": _about_dataset(dataset),
+        "signals": likeness.profile(dataset.manifest["quality"]),
     }
     values["warnings"] = [
         *interrupts.sentences(interrupted),
@@ -98,6 +102,22 @@ def run(
     _show(values)
     _track(tracker, values, directory)
     return EvaluateResult(values, directory / "metrics.json", predictions_path)
+
+
+def _about_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Where the reads came from, in what a reader of the exported model is told."""
+    manifest = dataset.manifest
+    return {
+        "version": dataset.version,
+        "fingerprint": dataset.fingerprint,
+        "group_by": manifest["settings"]["group_by"],
+        "counts": manifest["counts"],
+        "sources": [
+            {key: source[key] for key in ("file", "dataset_class", "chosen")}
+            for source in manifest["sources"]
+        ],
+        "warnings": manifest["warnings"],
+    }
 
 
 def _logits(
