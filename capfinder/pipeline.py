@@ -2,83 +2,23 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from capfinder import capmap, files, log, preparation, run_record, run_summary, settings
-from capfinder.errors import InputError, StoppedError
+from capfinder import files, log, preparation, run_record, run_summary, settings
+from capfinder.errors import InputError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.run_record import RunRecord, SetAside
+from capfinder.run_context import Context, Done
+from capfinder.run_record import RunRecord
 
 if TYPE_CHECKING:
     from capfinder.data.versions import Dataset
     from capfinder.stages.train import Training, TrainResult
     from capfinder.stages.tune import TuneResult
     from capfinder.tracking import Tracker
-
-
-@dataclass
-class Done:
-    """What a stage has to say for itself when it has ended, as RunRecord.finish_stage takes it."""
-
-    summary: str = ""
-    why: str = ""  # how the result came about: what was reused, and why
-    is_reused: bool = False
-    key: str = ""
-
-
-@dataclass
-class Context:
-    """What every stage of one run shares, and what came of them."""
-
-    config: ConfigDict
-    output_dir: Path
-    record: RunRecord
-    interrupt: Interrupt
-    stages: tuple[str, ...]
-    class_names: list[str]
-    ran: dict[str, float] = field(default_factory=dict)  # seconds, by stage of this run
-    skipped: dict[str, str] = field(default_factory=dict)  # why, by stage
-    interrupted: dict[str, dict[str, int]] = field(default_factory=dict)  # as in metrics.json
-    set_aside: SetAside | None = None
-
-    @contextmanager
-    def timed(self, stage: str, done: Done) -> Iterator[None]:
-        """Logs the stage's start and notes its end, with what `done` then says of it."""
-        logger.info("== %s ==", stage)
-        started = time.monotonic()
-        try:
-            yield
-        except StoppedError as stopped:
-            raise StoppedError(f"{stage}: {stopped}", stopped.exit_code) from stopped
-        self.ran[stage] = time.monotonic() - started
-        self.record.finish_stage(stage, seconds=self.ran[stage], **vars(done))
-
-    def note_interrupted(self, stage: str, reached: dict[str, int] | None) -> None:
-        """How far a stage came that Ctrl-C ended early; None for one that wasn't."""
-        self.interrupted.pop(stage, None)
-        if reached is not None:
-            self.interrupted[stage] = reached
-        self.record.update(interrupted=self.interrupted)
-
-    @contextmanager
-    def tracked(self, project: str, stage: str) -> Iterator["Tracker"]:
-        from capfinder import tracking
-
-        with tracking.start(
-            self.config.tracking_params.mode,
-            project=project,
-            output_dir=self.output_dir,
-            name=f"{self.output_dir.name}_{stage}",
-        ) as tracker:
-            tracker.log_parameters(settings.to_shown(self.config))
-            yield tracker
 
 
 def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
@@ -102,7 +42,8 @@ def run(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
                 hosts.tell("end")
             else:
                 log.start(None, beside=True)
-                train.train_along(config, interrupt=interrupt)
+                start = preparation.start(config)
+                train.train_along(config, start=start, interrupt=interrupt)
 
 
 def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> None:
@@ -110,9 +51,7 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
     from capfinder import tracking
 
     output_dir = Path(config.shared_params.output_dir)
-    class_names = capmap.class_names(
-        config.etl_params.class_map.to_dict(), config.shared_params.num_classes
-    )
+    class_names = preparation.class_names(config)
     run_record.prepare_output_dir(output_dir)
     log.start(output_dir / "logs", debug=config.debug_code)
     log.log_settings(json.dumps(settings.to_shown(config), indent=4))
@@ -123,6 +62,9 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
         preparation.check_hyperparameters(config)
     record = RunRecord(output_dir)
     context = Context(config, output_dir, record, interrupt, stages, class_names)
+    if stages != ("etl",):
+        preparation.check_devices(config)
+        context.start = preparation.start(config)
     dataset = _etl(context)
     if stages != ("etl",):
         _model_stages(context, dataset)
@@ -223,11 +165,17 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
     from capfinder.stages import tune
 
     config, asked = context.config, context.config.tune_params.max_trials
-    if asked == 0:
-        context.skipped["tune"] = "tune_params.max_trials=0: model_params are trained"
+    if context.start is not None or asked == 0:
+        context.skipped["tune"] = (
+            "tune_params.max_trials=0: model_params are trained"
+            if context.start is None
+            else "train_params.init_from: the hyperparameters are those of the model there"
+        )
         if "tune" in context.stages:
             context.record.update(tuning=None)
         context.note_interrupted("tune", None)
+        if context.start is not None:
+            return tune.TuneResult(context.start.hyperparameters, "init_from")
         return tune.without_study(config)
     if "tune" not in context.stages:
         result = tune.best(config, dataset=dataset) or tune.without_study(config)
@@ -272,7 +220,9 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
     config, output_dir = context.config, context.output_dir
     for name in (".", "evaluation", "best_model", "best_model/classifier"):
         files.remove_partial(output_dir / name)
-    training = train.Training(config, dataset=dataset, hyperparameters=tuned.hyperparameters)
+    training = train.Training(
+        config, dataset=dataset, hyperparameters=tuned.hyperparameters, start=context.start
+    )
     finished = training.load() if training.is_finished() else None
     if finished is not None:
         context.note_interrupted("train", None)
@@ -312,30 +262,51 @@ def _is_reported(context: Context) -> bool:
 def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, Done]:
     """The stages asked for whose output isn't there for this very training: their keys, and why
     what is there won't do."""
+    from capfinder.exporting.record import missing
+
     config, output_dir, record = context.config, context.output_dir, context.record
-    outputs = {
-        "evaluate": ["evaluation/metrics.json", "evaluation/predictions_test.csv"],
-        "export": [str(row.get("path")) for row in record.values.get("exports") or []],
+    evaluated = ("evaluation/metrics.json", "evaluation/predictions_test.csv")
+    absent = {
+        "evaluate": [name for name in evaluated if not (output_dir / name).exists()],
+        "export": missing(
+            record.values.get("exports") or [],
+            config.export_params.formats,
+            input_length=config.export_params.input_length or config.shared_params.target_length,
+            output_dir=output_dir,
+        ),
     }
-    depends_on = {
-        "evaluate": [trained.key, context.class_names, context.interrupted],
-        "export": [trained.key, context.class_names, config.export_params.formats],
+    evaluation = _evaluation_key(context, trained)
+    is_evaluated = "evaluate" in context.stages or _is_evaluated(context, trained)
+    export = [trained.key, context.class_names, config.export_params.to_dict()]
+    keys = {
+        "evaluate": evaluation,
+        # With the figures of the evaluation, which exported files are told.
+        "export": files.fingerprint([*export, evaluation if is_evaluated else ""]),
     }
     changed = {
         "evaluate": "anew: the earlier one isn't of this training, or of other names of the caps",
-        "export": "anew: the earlier one isn't of this training, or of other names or formats",
+        "export": "anew: the earlier one isn't of this training or evaluation, or of other names, "
+        "formats or lengths",
     }
     left = {}
-    for stage in (name for name in depends_on if name in context.stages):
-        key, noted = files.fingerprint(depends_on[stage]), record.stage(stage)
-        absent = [name for name in outputs[stage] if not (output_dir / name).exists()]
+    for stage in (name for name in keys if name in context.stages):
+        key, noted = keys[stage], record.stage(stage)
         if not noted:
             left[stage] = Done(key=key, why="new: it wasn't done before")
         elif noted.get("key") != key:
             left[stage] = Done(key=key, why=changed[stage])
-        elif absent:
-            left[stage] = Done(key=key, why=f"anew: {', '.join(absent)} was missing")
+        elif absent[stage]:
+            left[stage] = Done(key=key, why=f"anew: {', '.join(absent[stage])} was missing")
     return left
+
+
+def _evaluation_key(context: Context, trained: "TrainResult") -> str:
+    return files.fingerprint([trained.key, context.class_names, context.interrupted])
+
+
+def _is_evaluated(context: Context, trained: "TrainResult") -> bool:
+    """metrics.json is of this very training."""
+    return context.record.stage("evaluate").get("key") == _evaluation_key(context, trained)
 
 
 def _train(
@@ -347,6 +318,8 @@ def _train(
         with context.timed("train", done):
             result = training.run(tracker=tracker, interrupt=context.interrupt)
             done.summary, done.why = result.summary(), result.why
+            if context.start is not None:
+                done.why += f"; {context.start.sentence()}"
     else:
         result = finished or training.load()
     max_epochs = context.config.train_params.max_epochs_final_model
@@ -368,6 +341,7 @@ def _evaluate(
             history=trained.history,
             stopped=trained.stopped,
             interrupted=context.interrupted,
+            init_from=None if context.start is None else context.start.as_record(),
             class_names=context.class_names,
             tracker=tracker,
         )
@@ -377,18 +351,27 @@ def _evaluate(
 def _export(
     context: Context, dataset: "Dataset", trained: "TrainResult", tracker: "Tracker", done: Done
 ) -> None:
-    from capfinder.stages import assembly, export
+    from capfinder.evaluation import facts
+    from capfinder.stages import assembly, export, export_result
 
+    metrics = context.output_dir / "evaluation" / "metrics.json"
+    is_known = _is_evaluated(context, trained) and metrics.exists()
+    known = files.read_json(metrics) if is_known else {}
+    earlier = context.record.values.get("exports") or []
     with context.timed("export", done):
         result = export.run(
             context.config,
             model=trained.model,
             signals=assembly.example_signals(context.config, dataset, "test"),
             class_names=context.class_names,
+            facts=facts.from_metrics(known, num_classes=trained.model.num_classes),
+            class_map=context.config.etl_params.class_map.to_dict(),
+            earlier=earlier,
         )
         done.summary = result.summary()
         if result.classifier_reused:
             done.why += "; the .keras file is of this very model and was kept"
-        context.record.update(exports=result.as_record(context.output_dir))
+        exports = export_result.merged(earlier, result, context.output_dir)
+        context.record.update(exports=exports)
         for name, path in result.paths.items():
             tracker.log_model(path, name=name)

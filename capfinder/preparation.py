@@ -2,13 +2,17 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from capfinder import log, models, settings, tracking
+from capfinder import capmap, log, models, settings, tracking
 from capfinder.allowed import shown
 from capfinder.errors import InputError, SettingsError
 from capfinder.log import logger
+
+if TYPE_CHECKING:
+    from capfinder.stages.start import Start
 
 
 def prepared(config: ConfigDict) -> ConfigDict:
@@ -21,6 +25,7 @@ def prepared(config: ConfigDict) -> ConfigDict:
         ("shared_params", "output_dir", True),
         ("split_params", "test_caps_data_dir", False),
         ("runtime_params", "compilation_cache_dir", False),
+        ("train_params", "init_from", False),
     ):
         value = config[group][name]
         if must_be_set and value in ("", settings.PLACEHOLDER_DIRECTORY):
@@ -34,8 +39,13 @@ def prepared(config: ConfigDict) -> ConfigDict:
             f"split_params.test_caps_data_dir={config.split_params.test_caps_data_dir}: is "
             "etl_params.caps_data_dir, whose reads can't be both trained on and tested with"
         )
+    if config.train_params.init_from == config.shared_params.output_dir:
+        raise SettingsError(
+            f"train_params.init_from={config.train_params.init_from}: is shared_params.output_dir, "
+            "where the new model goes; choose another output_dir"
+        )
     if config.tune_params.storage is not None and config.tune_params.max_trials:
-        _check_storage(config.tune_params.storage)
+        config.tune_params.storage = _usable_storage(config.tune_params.storage)
     return config
 
 
@@ -49,16 +59,24 @@ def _absolute(key: str, value: str) -> str:
     return str(path)
 
 
-def _check_storage(url: str) -> None:
-    """What can be told without asking the database: else it would show after hours of ETL."""
+def _usable_storage(url: str) -> str:
+    """The URL, that of a SQLite file with its whole path.
+
+    Raises: SettingsError when the database can't be opened: else it would show after hours of ETL.
+    A SQLite file isn't made."""
     import sqlalchemy
 
     reason = ""
     try:
-        parts = sqlalchemy.create_engine(url).url
-        database = parts.database or ""
-        if parts.get_backend_name() == "sqlite" and not Path(database).parent.is_dir():
+        engine = sqlalchemy.create_engine(url)
+        database = engine.url.database or ""
+        if engine.url.get_backend_name() != "sqlite":
+            engine.connect().close()
+        elif not Path(database).parent.is_dir():
             reason = f"no directory {Path(database).parent}"
+        elif database and not database.startswith((":", "file:")):
+            whole = engine.url.set(database=str(Path(database).resolve()))
+            url = whole.render_as_string(hide_password=False)
     except Exception as error:  # of the database's driver, when that is imported, any
         reason = " ".join(f"{type(error).__name__}: {error}".split())
     if reason:
@@ -66,6 +84,22 @@ def _check_storage(url: str) -> None:
         raise SettingsError(
             f"tune_params.storage={shown(safe)}: can't be opened ({reason.replace(url, safe)})"
         )
+    return url
+
+
+def check_devices(config: ConfigDict) -> None:
+    """Raises: SettingsError when runtime_params.mesh asks for more than there are."""
+    if config.runtime_params.mesh is not None:
+        from capfinder.training import devices
+
+        devices.check_limit(config.runtime_params.mesh)
+
+
+def class_names(config: ConfigDict) -> list[str]:
+    """Of the classes to train, by their number."""
+    return capmap.class_names(
+        config.etl_params.class_map.to_dict(), config.shared_params.num_classes
+    )
 
 
 def check_hyperparameters(config: ConfigDict) -> None:
@@ -84,6 +118,28 @@ def check_hyperparameters(config: ConfigDict) -> None:
     )
 
 
+def start(config: ConfigDict) -> "Start | None":
+    """The model that train_params.init_from names, if any.
+
+    Raises: InputError, SettingsError when it can't be gone on from."""
+    if config.train_params.init_from is None:
+        return None
+    from capfinder import trained
+    from capfinder.stages import assembly
+    from capfinder.stages import start as starting
+
+    try:
+        source = trained.load(Path(config.train_params.init_from))
+    except InputError as error:
+        raise InputError(f"{starting.SETTING}: {error}") from None
+    assembly.configure_jax(config)  # the other model may be of another dtype
+    found = starting.from_model(
+        config, source.model, class_names=source.class_names, class_map=source.class_map
+    )
+    logger.info("Training is %s", found.sentence())
+    return found
+
+
 def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     """--dry_run: checks all that can be checked without writing, and says what would run."""
     config = prepared(config)
@@ -95,6 +151,10 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     log.start(None)
     if "etl" in stages:
         _explain_input(config)
+    if stages != ("etl",):
+        if not config.runtime_params.distributed:  # else there are those of the others, too
+            check_devices(config)
+        start(config)
     logger.info("Stages: %s", ", ".join(stages))
     logger.info(
         "Model: %s, schedule %s, at most %d trials of %d epochs, then at most %d epochs",

@@ -45,6 +45,7 @@ WITHOUT_EFFECT = (
     "runtime_params.process_id",
     "tracking_params.mode",
     "export_params.formats",
+    "export_params.input_length",
     "debug_code",
 )
 # What the dataset stage depends on, paths included: whether a later stage alone may use its result.
@@ -74,6 +75,8 @@ PACKAGES = (
     "orbax-checkpoint",
     "optuna",
     "keras",
+    "onnx",
+    "onnxruntime",
     "tensorflow-cpu",
     "tensorflow",
     "polars",

@@ -45,7 +45,8 @@ from capfinder.models import ARCHITECTURES
 
 DTYPES = ("float16", "float32", "float64")
 COMPUTE_DTYPES = ("float16", "bfloat16", "float32", "float64")
-EXPORT_FORMATS = ("keras", "h5", "saved_model")
+EXPORT_FORMATS = ("keras", "h5", "saved_model", "onnx")
+FREEZE = ("nothing", "trunk")
 PLACEHOLDER_DIRECTORY = "/dir/"
 MAX_SEED = 2**32 - 1
 MOST_PROBLEMS = 5  # told at once
@@ -215,6 +216,20 @@ SETTINGS: tuple[Setting, ...] = (
         integer(0),
         "this often a loss that is no longer a number takes training back to the last good epoch, "
         "with half the learning rate; then, or at 0, it ends",
+    ),
+    Setting(
+        "train_params.init_from",
+        None,
+        text("a run's directory, an import or a .keras file"),
+        "a model whose weights training starts from: an earlier run, an import, a .keras file; "
+        "architecture and hyperparameters are then its own, and nothing is tuned",
+        nullable=True,
+    ),
+    Setting(
+        "train_params.freeze",
+        "nothing",
+        one_of(*FREEZE),
+        "init_from only: trunk: all layers before the dense ones at the end stay as they are",
     ),
     Setting("shared_params.num_classes", 4, integer(2, 1000), "classes to tell apart", "classes"),
     Setting(
@@ -454,6 +469,15 @@ SETTINGS: tuple[Setting, ...] = (
         some_of(*EXPORT_FORMATS),
         "model files to write",
     ),
+    Setting(
+        "export_params.input_length",
+        None,
+        integer(16, 32_768),
+        "signals that the exported models take, which then cut or zero-pad them themselves, "
+        "centred; null: target_length. Capfinder 0.4.3 feeds 500",
+        unit="samples",
+        nullable=True,
+    ),
     Setting("debug_code", False, BOOLEAN, "true: debug log with file and line, and tracebacks"),
 )
 
@@ -540,6 +564,11 @@ def _check_together(flat: Mapping[str, Any]) -> None:
             raise SettingsError(f"{key}: only for runtime_params.distributed=true")
     if flat["etl_params.beam_options"] and flat["etl_params.engine"] != "beam":
         raise SettingsError("etl_params.beam_options: only for etl_params.engine=beam")
+    if flat["train_params.freeze"] != "nothing" and flat["train_params.init_from"] is None:
+        raise SettingsError(
+            f"train_params.freeze={flat['train_params.freeze']}: only with train_params.init_from, "
+            "whose weights are to stay"
+        )
     _check_processes(flat)
     _check_fractions(flat)
 

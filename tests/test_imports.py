@@ -12,8 +12,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MIDDLE = ("data", "models", "training", "evaluation", "exporting", "tracking")
 LAYERS = (
     ("cli", "__main__"),
-    ("pipeline",),
-    ("preparation", "prediction"),  # predict: beside the pipeline's way in, of what stages share
+    ("commands",),
+    ("pipeline", "prediction", "export_model", "import_model"),  # the ways in
+    ("preparation", "run_context"),
+    ("trained",),
     ("stages",),
     ("run_summary", "simulate", "inspection", "run_record", "etl", *MIDDLE),
     ("settings", "capmap", "interrupts"),
@@ -26,6 +28,8 @@ OWNERS = {
     "comet_ml": {"tracking/client.py"},
     "keras": {"libraries.py"},
     "tensorflow": {"libraries.py"},
+    "onnx": {"exporting/onnx.py"},
+    "onnxruntime": {"exporting/onnx.py"},
     "matplotlib": {"inspection/plot.py"},
     "tensorflow_datasets": {"data/records.py"},
     "apache_beam": {f"etl/beam/{name}.py" for name in ("engine", "exchange", "options")},

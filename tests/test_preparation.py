@@ -4,8 +4,8 @@ import pytest
 from csv_input import write_classes
 
 from capfinder import log, preparation, settings
-from capfinder.cli import STAGES
 from capfinder.errors import CapfinderError, SettingsError
+from capfinder.run_record import STAGES
 
 
 @pytest.fixture
@@ -54,6 +54,51 @@ def test_a_study_that_cant_be_kept_is_told_before_the_dataset_is_built(explain, 
 def test_a_study_in_a_file_isnt_made_by_a_dry_run(explain, tmp_path):
     explain(tune_params__storage=f"sqlite:///{tmp_path}/study.db")
     assert not (tmp_path / "study.db").exists()
+
+
+@pytest.mark.parametrize("url", ["sqlite:///study.db", "sqlite:///./study.db?timeout=3"])
+def test_a_study_in_a_file_is_known_by_its_whole_path(tmp_path, monkeypatch, url):
+    """Workers and reruns may be started elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "etl_params.caps_data_dir": str(tmp_path / "caps"),
+        "shared_params.output_dir": str(tmp_path / "out"),
+        "tune_params.storage": url,
+    }
+    config = preparation.prepared(settings.checked(settings.default_config(), values))
+    rest = url.partition("study.db")[2]
+    assert config.tune_params.storage == f"sqlite:///{tmp_path}/study.db{rest}"
+
+
+def test_a_database_that_nobody_serves_is_told_at_once(explain, monkeypatch):
+    """A driver of a database without a server: the connection is tried, and its error is shown."""
+    import sqlite3
+
+    from sqlalchemy.dialects import registry
+    from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+
+    class Served(SQLiteDialect_pysqlite):
+        name = "served"
+
+        def create_connect_args(self, url):
+            return [], {}
+
+        def connect(self, *arguments, **more):
+            raise sqlite3.OperationalError("connection refused by s3cret")
+
+    registry.impls["served"] = lambda: Served
+    try:
+        told = _refused(
+            explain, "connection refused", tune_params__storage="served://me:s3cret@host/db"
+        )
+    finally:
+        registry.impls.pop("served")
+    assert told.startswith("tune_params.storage=")
+
+
+def test_more_devices_than_there_are_is_told_at_once(explain):
+    _refused(explain, "runtime_params.mesh=99: there ", runtime_params__mesh=99)
+    assert "Nothing was written" in explain(stages=("etl",), runtime_params__mesh=99)
 
 
 @pytest.mark.parametrize("key", ["etl_params.caps_data_dir", "shared_params.output_dir"])

@@ -72,13 +72,15 @@ FORBIDDEN_MODULES = {
     "pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "torch",
     "subprocess", "pty", "code", "xmlrpc", "http.server", "telnetlib", "ftplib",
 }  # fmt: skip
+ALLOWED_MODULES = {"exporting/fresh_process.py": {"subprocess"}}  # our own program, in this Python
 FORBIDDEN_BUILTINS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_CALLS = {
     "system", "popen", "fork", "execv", "execvp", "spawnv", "extractall", "unpack_archive",
     "mktemp", "enable_unsafe_deserialization", "from_string",
 }  # fmt: skip
 ALLOWED_CALLS = {
-    "exec_module": {"cli.py", "libraries.py"},  # configs/*.py, the user's own code; libraries
+    # configs/*.py, the user's own code; libraries
+    "exec_module": {"commands/training.py", "libraries.py"},
     "import_module": {"models/__init__.py"},  # of the registry alone
     "Markup": {"evaluation/charts.py", "evaluation/svg.py", "inspection/plot.py"},
 }
@@ -99,7 +101,8 @@ def test_no_module_unpickles_evaluates_or_starts_programs(path: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom):
             imported = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
             roots = {module.split(".")[0] for module in imported} | imported
-            assert not roots & FORBIDDEN_MODULES, f"{name}, line {node.lineno}"
+            allowed = ALLOWED_MODULES.get(name, set())
+            assert not (roots & FORBIDDEN_MODULES) - allowed, f"{name}, line {node.lineno}"
     for called, node in calls(tree):
         is_builtin = isinstance(node.func, ast.Name) and called in FORBIDDEN_BUILTINS
         is_allowed = name in ALLOWED_CALLS.get(called, {name})

@@ -1,15 +1,17 @@
 """What tuning, training, evaluation and export all build: batches, module, state."""
 
 import functools
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from capfinder import memory, models
@@ -19,6 +21,9 @@ from capfinder.log import logger
 from capfinder.models import initial
 from capfinder.training import devices, precision, schedules
 from capfinder.training.step import TrainState, new_state
+
+if TYPE_CHECKING:
+    from capfinder.stages.start import Start
 
 Split = loader.Split | loader.ShardedSplit
 DEVICE_SHARE = 0.3  # of the device's memory that training data may take
@@ -153,32 +158,57 @@ def example_signals(config: ConfigDict, dataset: Dataset, split: str) -> np.ndar
     return np.asarray(first, np.float32)[..., np.newaxis]
 
 
-def new_module(config: ConfigDict, hyperparameters: Any, *, compute_dtype: Any) -> nn.Module:
+def new_module(
+    config: ConfigDict, hyperparameters: Any, *, compute_dtype: Any, frozen_trunk: bool = False
+) -> nn.Module:
     """The same object for the same network, so that JAX knows what it has compiled for it."""
     return _module(
         config.shared_params.model_type,
         replace(hyperparameters, learning_rate=1.0),  # the optimiser's, which changes no program
         config.shared_params.num_classes,
         compute_dtype,
+        frozen_trunk,
     )
 
 
 @functools.cache
 def _module(
-    model_type: str, hyperparameters: Any, num_classes: int, compute_dtype: Any
+    model_type: str,
+    hyperparameters: Any,
+    num_classes: int,
+    compute_dtype: Any,
+    frozen_trunk: bool,
 ) -> nn.Module:
+    frozen = {"frozen_trunk": True} if frozen_trunk else {}
     module: nn.Module = models.architecture(model_type).build(
-        hyperparameters, num_classes=num_classes, dtype=compute_dtype
+        hyperparameters, num_classes=num_classes, dtype=compute_dtype, **frozen
     )
     return module
 
 
-def initial_state(config: ConfigDict, hyperparameters: Any, tx: Any, *, seed: int) -> TrainState:
-    """Fresh weights and optimiser; one seed gives the same state every time."""
+def initial_variables(config: ConfigDict, hyperparameters: Any, *, seed: int) -> dict[str, Any]:
+    """Fresh weights; one seed gives the same every time."""
     chosen = policy(config)
     module = new_module(config, hyperparameters, compute_dtype=chosen.compute_dtype)
     signal = jax.ShapeDtypeStruct((1, config.shared_params.target_length, 1), chosen.param_dtype)
-    variables = initial.variables(module, signal, seed=seed)
+    return initial.variables(module, signal, seed=seed)
+
+
+def initial_state(
+    config: ConfigDict, hyperparameters: Any, tx: Any, *, seed: int, start: "Start | None" = None
+) -> TrainState:
+    """Fresh optimiser, and fresh weights or those of `start`; one seed gives the same state every
+    time."""
+    chosen = policy(config)
+    variables = initial_variables(config, hyperparameters, seed=seed)
+    if start is not None:
+        variables = start.in_place_of(variables)
+    module = new_module(
+        config,
+        hyperparameters,
+        compute_dtype=chosen.compute_dtype,
+        frozen_trunk=start is not None and start.is_frozen,
+    )
     state = _creator(module.apply, tx, chosen)(variables, np.uint32(seed))
     return replace(state, opt_state=schedules.at_start(tx, state.opt_state))
 
@@ -208,3 +238,13 @@ def trained_model(
         best_epoch=best_epoch,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
     )
+
+
+def weights_sha256(variables: dict[str, Any]) -> str:
+    """64 hex digits, equal for equal weights and statistics."""
+    digest = hashlib.sha256()
+    for path, value in sorted(flatten_dict(dict(variables)).items()):
+        array = np.asarray(value)
+        digest.update(f"{'/'.join(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

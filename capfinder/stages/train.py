@@ -17,6 +17,7 @@ from capfinder.log import logger
 from capfinder.models import convolution, lstm
 from capfinder.stages import assembly, memory, progress
 from capfinder.stages.assembly import TrainedModel
+from capfinder.stages.start import Start
 from capfinder.tracking import Tracker
 from capfinder.training import epoch, hosts, loop, schedules
 from capfinder.training.checkpoint import Checkpoints
@@ -48,14 +49,24 @@ class TrainResult:
 class Training:
     """One training and its checkpoints, keyed by all that its weights depend on."""
 
-    def __init__(self, config: ConfigDict, *, dataset: Dataset, hyperparameters: Any) -> None:
+    def __init__(
+        self,
+        config: ConfigDict,
+        *,
+        dataset: Dataset,
+        hyperparameters: Any,
+        start: Start | None = None,
+    ) -> None:
         self.config, self.dataset, self.hyperparameters = config, dataset, hyperparameters
+        self.start = start
         self.about = {
             "dataset": dataset.fingerprint,
             "model_type": config.shared_params.model_type,
             "hyperparameters": dataclasses.asdict(hyperparameters),
             "settings": _what_matters(config),
         }
+        if start is not None:
+            self.about["start"] = start.key
         self.key = files.fingerprint(self.about)
         self.directory = Path(config.shared_params.output_dir) / "checkpoints" / self.key[:16]
 
@@ -120,6 +131,7 @@ class Training:
             self.hyperparameters,
             schedules.optimizer(schedule.learning_rate),
             seed=config.tune_params.seed,
+            start=self.start,
         )
         state = train_batches.placement.replicate(state)
         residency = train_batches.residency
@@ -216,7 +228,7 @@ def _why(fitted: loop.FitResult) -> str:
     return f"went on from epoch {epoch}, after {fitted.resumed_at:,} steps"
 
 
-def train_along(config: ConfigDict, *, interrupt: Interrupt) -> None:
+def train_along(config: ConfigDict, *, start: Start | None, interrupt: Interrupt) -> None:
     """What a process does beside the main one: takes its part in the training, if there is one.
 
     Raises: SettingsError when its settings aren't those of the main one."""
@@ -233,7 +245,7 @@ def train_along(config: ConfigDict, *, interrupt: Interrupt) -> None:
     for name, value in told["runtime"].items():
         config.runtime_params[name] = value
     dataset = open_dataset(Path(config.shared_params.output_dir) / told["dataset"])
-    training = Training(config, dataset=dataset, hyperparameters=hyperparameters)
+    training = Training(config, dataset=dataset, hyperparameters=hyperparameters, start=start)
     if training.key != files.fingerprint(about):
         raise SettingsError("runtime_params.distributed: process 0 was started with other settings")
     with interrupt.graceful("finishing with the best epoch so far, in all processes"):

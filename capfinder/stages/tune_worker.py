@@ -129,6 +129,8 @@ def _job(run_dir: Path, storage: str | None, overrides: dict[str, Any]) -> Job:
         raise InputError(f"{path}: {error}; a worker's capfinder must be the run's") from None
     if config.tune_params.max_trials == 0:
         raise InputError(f"{path}: tune_params.max_trials=0, the run has no tuning")
+    if config.train_params.init_from is not None:
+        raise InputError(f"{path}: train_params.init_from is set, the run has no tuning")
     job = Job(config, versions.open_dataset(run_record.inside(run_dir, place)))
     _check_study(job)
     return job

@@ -94,6 +94,12 @@ def sharing(batch_size: int, *, limit: int | None, every_process: bool) -> list[
     return _sharing(batch_size, limit, every_process)[0]
 
 
+def check_limit(limit: int | None) -> None:
+    """Raises: SettingsError when there are fewer devices, of all processes, than asked for."""
+    if limit is not None and limit > jax.device_count():
+        raise SettingsError(f"runtime_params.mesh={limit}: there are {jax.device_count()} devices")
+
+
 def own_part(limit: int | None) -> int:
     """How many of this process's devices are among `limit` of all processes'; None: all of them."""
     own = len(jax.local_devices())
@@ -105,8 +111,7 @@ def _sharing(
 ) -> tuple[list[jax.Device], int]:
     """The devices, process by process, and how many there were to take."""
     available = jax.devices() if every_process else jax.local_devices()
-    if limit is not None and limit > jax.device_count():
-        raise SettingsError(f"runtime_params.mesh={limit}: there are {jax.device_count()} devices")
+    check_limit(limit)
     if limit is not None and not every_process:
         limit = own_part(limit)
     processes = tuple(sorted({device.process_index for device in available}))
