@@ -4,13 +4,14 @@ BIN := $(VENV)/bin
 CANDIDATES := $(PYTHON) python3.13 python3.12 python3.11 python3 python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults fuzz bench format clean
+.PHONY: help demo test faults fuzz interop bench format clean
 
 help:
 	@echo "make demo    install, simulate caps, train a classifier on them (runs/demo/)"
 	@echo "make test    ruff, mypy and pytest"
 	@echo "make faults  kill the ETL 50 and the pipeline 100 times at random moments, compare reruns"
 	@echo "make fuzz    20,000 damaged inputs through the ETL, 10,000 settings through the dry run"
+	@echo "make interop exported models in other Kerases and in Capfinder 0.4.3 (11 GB the first time)"
 	@echo "make bench   ours beside Capfinder 0.4.3 and at scale (benchmarks/; two hours)"
 	@echo "make format  apply ruff's formatting and fixes"
 	@echo "make clean   remove .venv and caches (runs/ stays)"
@@ -50,11 +51,15 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python tests/fuzz/etl_fuzz.py --cases 20000
 	$(BIN)/python tests/fuzz/config_fuzz.py --cases 10000
 
+interop: $(VENV)/.installed-dev
+	$(BIN)/python tests/interop/matrix.py
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/models.py --rounds 5 --steps 20
 	$(BIN)/python benchmarks/start_up.py --rounds 3
 	$(BIN)/python benchmarks/whole_job.py --reads_per_class 5000
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/fine_tune.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/residency.py
 	$(BIN)/python benchmarks/etl.py --reads_per_class 10000 --rounds 5
