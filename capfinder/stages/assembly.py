@@ -3,9 +3,10 @@
 import functools
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import filelock
 import jax
@@ -21,9 +22,6 @@ from capfinder.log import logger
 from capfinder.models import initial
 from capfinder.training import devices, precision, schedules
 from capfinder.training.step import TrainState, new_state
-
-if TYPE_CHECKING:
-    from capfinder.stages.start import Start
 
 Split = loader.Split | loader.ShardedSplit
 DEVICE_SHARE = 0.3  # of the device's memory that training data may take
@@ -195,19 +193,23 @@ def initial_variables(config: ConfigDict, hyperparameters: Any, *, seed: int) ->
 
 
 def initial_state(
-    config: ConfigDict, hyperparameters: Any, tx: Any, *, seed: int, start: "Start | None" = None
+    config: ConfigDict,
+    hyperparameters: Any,
+    tx: Any,
+    *,
+    seed: int,
+    replace_weights: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    frozen_trunk: bool = False,
 ) -> TrainState:
-    """Fresh optimiser, and fresh weights or those of `start`; one seed gives the same state every
-    time."""
+    """Fresh weights and optimiser; one seed gives the same state every time.
+
+    replace_weights: what is put in the place of the fresh weights ({"params", "batch_stats"})."""
     chosen = policy(config)
     variables = initial_variables(config, hyperparameters, seed=seed)
-    if start is not None:
-        variables = start.in_place_of(variables)
+    if replace_weights is not None:
+        variables = replace_weights(variables)
     module = new_module(
-        config,
-        hyperparameters,
-        compute_dtype=chosen.compute_dtype,
-        frozen_trunk=start is not None and start.is_frozen,
+        config, hyperparameters, compute_dtype=chosen.compute_dtype, frozen_trunk=frozen_trunk
     )
     state = _creator(module.apply, tx, chosen)(variables, np.uint32(seed))
     return replace(state, opt_state=schedules.at_start(tx, state.opt_state))

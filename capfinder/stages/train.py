@@ -131,7 +131,8 @@ class Training:
             self.hyperparameters,
             schedules.optimizer(schedule.learning_rate),
             seed=config.tune_params.seed,
-            start=self.start,
+            replace_weights=None if self.start is None else self.start.in_place_of,
+            frozen_trunk=self.start is not None and self.start.is_frozen,
         )
         state = train_batches.placement.replicate(state)
         residency = train_batches.residency
