@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from capfinder import files, log
-from capfinder.allowed import MOST_NAME_LENGTH, is_text, shown
+from capfinder.allowed import MOST_NAME_LENGTH, shown
 from capfinder.errors import InputError, SettingsError
 from capfinder.log import logger
 
@@ -46,10 +46,19 @@ def _stored(path: Path) -> dict[int, str]:
             number = int(key)
         except ValueError:
             raise InputError(f"{path}: {shown(key)} isn't a whole number") from None
-        if not isinstance(name, str) or not name.strip() or not is_text(name):
+        if not isinstance(name, str) or not name.strip() or not _is_utf8(name):
             raise InputError(f"{path}: the name of {number}, {shown(name)}, isn't a text")
         known[number] = name
     return known or dict(DEFAULT_NAMES)
+
+
+def _is_utf8(name: str) -> bool:
+    """JSON can hold halves of characters, which no file can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _loads(text: str) -> object:

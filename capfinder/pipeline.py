@@ -275,18 +275,17 @@ def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, Done]:
             output_dir=output_dir,
         ),
     }
-    evaluation = _evaluation_key(context, trained)
+    # Exported files are told the figures of the evaluation.
     is_evaluated = "evaluate" in context.stages or _is_evaluated(context, trained)
-    export = [trained.key, context.class_names, config.export_params.to_dict()]
+    export = [trained.key, context.class_names, config.export_params.to_dict(), is_evaluated]
     keys = {
-        "evaluate": evaluation,
-        # With the figures of the evaluation, which exported files are told.
-        "export": files.fingerprint([*export, evaluation if is_evaluated else ""]),
+        "evaluate": _evaluation_key(context, trained),
+        "export": files.fingerprint(export),
     }
     changed = {
         "evaluate": "anew: the earlier one isn't of this training, or of other names of the caps",
-        "export": "anew: the earlier one isn't of this training or evaluation, or of other names, "
-        "formats or lengths",
+        "export": "anew: the earlier one isn't of this training, or of other names, formats or "
+        "lengths, or without the figures of the evaluation",
     }
     left = {}
     for stage in (name for name in keys if name in context.stages):

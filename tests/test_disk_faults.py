@@ -171,6 +171,9 @@ def results(output_dir: Path) -> dict[str, Any]:
     study = files.read_json(best)
     (classifier,) = output_dir.glob("best_model/classifier/*.keras")
     evaluation = output_dir / "evaluation"
+    about = keras.read_about(classifier)
+    assert about is not None
+    del about["facts"]["dataset"]["version"]  # of the same reads, built anew
     return {
         "shards": files.read_json(output_dir / record["dataset"]["directory"] / "manifest.json")[
             "shards"
@@ -181,7 +184,7 @@ def results(output_dir: Path) -> dict[str, Any]:
         "variables": Checkpoints(training(output_dir)).restore_variables(ended["best_epoch"]),
         "test": files.read_json(evaluation / "metrics.json")["test"],
         "predictions": (evaluation / "predictions_test.csv").read_bytes(),
-        "classifier": keras.read_about(classifier),
+        "classifier": about,
         "is reported": (output_dir / "report.html").is_file(),
     }
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from capfinder import cli, memory
+from capfinder.commands import training
 
 PROGRAM = """
 import ctypes, resource, sys
@@ -38,7 +39,7 @@ def test_memory_that_is_freed_and_taken_again_isnt_cleared_by_the_system_anew():
 
 def test_a_command_has_objects_collected_rarely_and_leaves_python_as_it_was(monkeypatch):
     before, within = gc.get_threshold(), []
-    monkeypatch.setattr(cli, "_launch", lambda arguments: within.append(gc.get_threshold()))
+    monkeypatch.setattr(training, "launch", lambda arguments: within.append(gc.get_threshold()))
     assert cli.launch([]) == 0
     assert within == [(memory.NEW_OBJECTS, *before[1:])] and within[0] > before
     assert gc.get_threshold() == before

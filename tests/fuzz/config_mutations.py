@@ -87,7 +87,7 @@ def wrong_value(rng: Rng, setting: Setting) -> Any:
     if " | " in words:
         name = options_of(words)[0]
         return rng.choice([*of_no_use, name.upper(), f" {name}", "", "\ud800", 3, True, [name]])
-    if words in ("a directory", "text"):
+    if words in ("a directory", "text") or words.startswith("a run's directory"):
         return rng.choice([*of_no_use, 3, True, "\x00", "\ud800", "a" * 5000])
     assert words in ("HOST:PORT", "an Optuna storage URL"), f"{setting.key}: {words!r}"
     return rng.choice([*of_no_use, 3, True, "", "host", ":", "host:", ":1", "host:99999", "a b:1"])

@@ -35,6 +35,8 @@ TOGETHER = (
     "shared_params.output_dir",
     "split_params.test_caps_data_dir",
     "tracking_params.mode",
+    "train_params.freeze",  # both need a model that is there
+    "train_params.init_from",
     "tune_params.storage",
 )
 Rng = random.Random
@@ -163,7 +165,8 @@ def _processes(rng: Rng, flat: Flat, share: float) -> Flat:
     processes = rng.choice([None, 1, 2, 5])
     mesh = rng.choice([None, processes or 1, (processes or 1) * 4])
     if rng.random() > share:
-        return {"runtime_params.mesh": mesh} if rng.random() < share else {}
+        alone = None if mesh is None else 1  # more aren't there, which the dry run tells
+        return {"runtime_params.mesh": alone} if rng.random() < share else {}
     batch_size = int(given(flat, "shared_params.batch_size"))
     return {
         "runtime_params.distributed": True,
