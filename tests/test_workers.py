@@ -1,10 +1,12 @@
 """Several processes on one study, through the command line: each trial once, whoever dies."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -77,13 +79,23 @@ def open_storage(place: Path) -> optuna.storages.BaseStorage:
 
 def trials(place: Path) -> list[FrozenTrial]:
     """Of the one study in a journal or an SQLite file, none while it is being made."""
-    if not place.exists():
+    if not place.exists() or (place.suffix == ".db" and not _is_made(place)):
         return []
     try:
         storage = open_storage(place)
         return optuna.load_study(study_name=None, storage=storage).get_trials(deepcopy=False)
     except (KeyError, ValueError, optuna.exceptions.StorageInternalError, OperationalError):
         return []
+
+
+def _is_made(database: Path) -> bool:
+    """Optuna, which notes its version last, would note it here before the run that makes the tables
+    could."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as opened:
+        try:
+            return bool(opened.execute("SELECT * FROM alembic_version").fetchall())
+        except sqlite3.OperationalError:
+            return False
 
 
 def worker_of(trial: FrozenTrial) -> int:

@@ -106,6 +106,8 @@ def _named_last(output_dir: Path) -> Facts:
             name = etl_check.general(str(path.relative_to(output_dir)))
             if path.name == "metrics.json":
                 facts[name] = _text(json.loads(path.read_text()))
+            elif path.name == "model_card.md":  # which names the dated file beside it
+                facts[name] = re.sub(r"classifier_\d{8}_\d{6}", "classifier_*", path.read_text())
             else:
                 again = " once more" if name in facts else ""
                 facts[name + again] = hashlib.sha256(path.read_bytes()).hexdigest()
