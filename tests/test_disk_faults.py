@@ -286,7 +286,7 @@ FILLED_AT: dict[str, tuple[Any, str, int]] = {  # in the order in which a run co
     "journal": (JournalFileBackend, "append_logs", 6),
     "the next line of the journal": (JournalFileBackend, "append_logs", 3),
     "checkpoint": (Checkpoints, "save_latest", 3),
-    "the next checkpoint": (Checkpoints, "save_best", 2),
+    "the next checkpoint": (Checkpoints, "save_latest", 2),
     "evaluation": (evaluate, "write_predictions", 1),
     "classifier": (keras, "write_keras", 1),
     "weights": (keras, "write_weights", 1),
