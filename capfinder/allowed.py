@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 MOST = 2**31 - 1  # of whole numbers without a limit of their own: what is made of them has room
 MOST_SHOWN = 200  # characters of a value in a message
 MOST_TEXT_BYTES = 4095  # of a path that Linux takes
 MOST_NAMES, MOST_NAME_LENGTH, MOST_DEPTH = 200, 100, 3  # of a group whose keys the user names
 MOST_CLASS_DIGITS = 9  # as in the CSV files
+_MOST_COUNTED = 10**15  # no more reads than that
 _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")  # in no path; what UTF-8 can't write
 _ADDRESS = re.compile(r"\S+:([0-9]{1,5})")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){2}")
@@ -46,6 +47,19 @@ def shortened(text: str) -> str:
 def is_text(text: str) -> bool:
     """Whether a path and a file in UTF-8 can hold it."""
     return _NO_TEXT.search(text) is None
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _MOST_COUNTED
+
+
+def is_count_matrix(value: object, size: int) -> TypeGuard[list[list[int]]]:
+    """Whether it is a list of `size` lists of so many counts."""
+
+    def is_row(row: object) -> bool:
+        return isinstance(row, list) and len(row) == size and all(map(is_count, row))
+
+    return isinstance(value, list) and len(value) == size and all(map(is_row, value))
 
 
 def is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from capfinder.interrupts import Interrupt
 from capfinder.log import logger
 from capfinder.run_record import RunRecord
 from capfinder.stages import assembly, export, export_result
-from capfinder.trained import Classifier
+from capfinder.trained import Classifier, run_directory
 
 MADE_SIGNALS = 256
 SEED = 0
@@ -75,8 +75,8 @@ def _config(run_dir: Path | None, overrides: Mapping[str, Any]) -> ConfigDict:
     """The settings of a run, or else the defaults, with `overrides`."""
     if run_dir is None:
         return settings.checked(settings.default_config(), overrides)
-    config = settings.to_config(settings.check(files.read_json(run_dir / "run.json")["settings"]))
-    return settings.checked(config, {**overrides, "shared_params.output_dir": str(run_dir)})
+    record = files.read_json(run_dir / "run.json")
+    return settings.checked(run_directory.config_of(run_dir, record), overrides)
 
 
 def _signals(run_dir: Path | None, config: ConfigDict, classifier: Classifier) -> np.ndarray:

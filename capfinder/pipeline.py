@@ -165,17 +165,13 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
     from capfinder.stages import tune
 
     config, asked = context.config, context.config.tune_params.max_trials
-    if context.start is not None or asked == 0:
-        context.skipped["tune"] = (
-            "tune_params.max_trials=0: model_params are trained"
-            if context.start is None
-            else "train_params.init_from: the hyperparameters are those of the model there"
+    if context.start is not None:
+        _skip_tuning(
+            context, "train_params.init_from: the hyperparameters are those of the model there"
         )
-        if "tune" in context.stages:
-            context.record.update(tuning=None)
-        context.note_interrupted("tune", None)
-        if context.start is not None:
-            return tune.TuneResult(context.start.hyperparameters, "init_from")
+        return tune.TuneResult(context.start.hyperparameters, "init_from")
+    if asked == 0:
+        _skip_tuning(context, "tune_params.max_trials=0: model_params are trained")
         return tune.without_study(config)
     if "tune" not in context.stages:
         result = tune.best(config, dataset=dataset) or tune.without_study(config)
@@ -206,6 +202,13 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
         context.record.update(tuning=result.as_record(context.output_dir))
     _note_tuning(context, result, result.interrupted)
     return result
+
+
+def _skip_tuning(context: Context, why: str) -> None:
+    context.skipped["tune"] = why
+    if "tune" in context.stages:
+        context.record.update(tuning=None)
+    context.note_interrupted("tune", None)
 
 
 def _note_tuning(context: Context, result: "TuneResult", was_interrupted: bool) -> None:

@@ -170,8 +170,8 @@ def keep_secrets(config: ConfigDict) -> None:
             )
 
 
-def prepare_output_dir(path: Path) -> None:
-    """Raises: InputError when nothing can be written there."""
+def prepare_output_dir(path: Path, *, setting: str = "shared_params.output_dir") -> None:
+    """Raises: InputError, which names the `setting`, when nothing can be written there."""
     probe = path / f"{files.PARTIAL}probe-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -180,9 +180,7 @@ def prepare_output_dir(path: Path) -> None:
         for directory in (path, *path.glob("tuner_models/*")):  # which no one lock guards
             files.remove_dead(directory)
     except OSError as error:
-        raise InputError(
-            f"shared_params.output_dir={path}: can't be written to ({error.strerror})"
-        ) from None
+        raise InputError(f"{setting}={path}: can't be written to ({error.strerror})") from None
 
 
 class RunRecord:

@@ -2,12 +2,11 @@
 
 import contextlib
 import csv
-import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import in_process
 import jax_settings
 import numpy as np
 import pytest
@@ -28,12 +27,7 @@ MODEL = {
 }
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    shown: str
-    output_dir: Path
-
+class Ended(in_process.Ended):
     @property
     def lines(self) -> list[str]:
         return (self.output_dir / "predictions.csv").read_text("utf-8").splitlines()
@@ -53,10 +47,8 @@ class Ended:
 
 
 def capfinder(output_dir: Path, *arguments: object) -> Ended:
-    with io.StringIO() as shown, contextlib.redirect_stdout(shown):
-        with contextlib.redirect_stderr(shown):
-            code = cli.main([str(argument) for argument in arguments])
-        return Ended(code, shown.getvalue(), output_dir)
+    words = [str(argument) for argument in arguments]
+    return Ended(*in_process.shown_by(lambda: cli.main(words)), output_dir)
 
 
 def predict(run_dir: Path, caps: Path, output_dir: Path, *options: object) -> Ended:

@@ -6,7 +6,6 @@ Each ends in one clear line or goes on; the same command then ends as if nothing
 import contextlib
 import dataclasses
 import gc
-import io
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ import jax_settings
 import optuna
 import pytest
 from csv_input import write_classes
+from in_process import shown_by
 from optuna.storages.journal import JournalFileBackend
 from tiny_training import assert_same
 
@@ -104,14 +104,12 @@ def launch(root: Path, output_dir: Path, *options: str) -> Ended:
 
 
 def captured(command: Callable[[], int]) -> Ended:
-    with (
-        io.StringIO() as shown,
-        contextlib.redirect_stdout(shown),
-        contextlib.redirect_stderr(shown),
-    ):
+    def run() -> int:
         code = command()
         gc.collect()  # what a failed run's frames hold, locks among it, goes as with its process
-        return Ended(code, shown.getvalue())
+        return code
+
+    return Ended(*shown_by(run))
 
 
 @pytest.fixture(scope="module")

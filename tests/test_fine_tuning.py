@@ -1,10 +1,7 @@
 """train_params.init_from and freeze: a training that goes on from another model's weights."""
 
-import contextlib
-import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 from csv_input import write_classes
 from flax.traverse_util import flatten_dict
+from in_process import Ended, shown_by
 
 from capfinder import cli, preparation, settings, trained
 from capfinder.errors import SettingsError
@@ -38,20 +36,12 @@ def surroundings(tmp_path_factory) -> Iterator[Path]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    shown: str
-    output_dir: Path
-
-    def read(self, name: str) -> Any:
-        return json.loads((self.output_dir / name).read_text())
-
+class Trained(Ended):
     def weights(self) -> dict[tuple[str, ...], np.ndarray]:
         return flatten_dict(trained.load(self.output_dir).model.variables)
 
 
-def run(root: Path, name: str, *, caps: str = "two", **changed: Any) -> Ended:
+def run(root: Path, name: str, *, caps: str = "two", **changed: Any) -> Trained:
     values: dict[str, Any] = {
         "etl_params.caps_data_dir": root / caps,
         "etl_params.examples_per_class": None,
@@ -69,14 +59,12 @@ def run(root: Path, name: str, *, caps: str = "two", **changed: Any) -> Ended:
     path = root / f"{name}.json"
     path.write_text(json.dumps(values, default=str))
     arguments = [f"--config={path}", f"--output_dir={root / name}"]
-    with io.StringIO() as shown:
-        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-            code = cli.launch(arguments)
-        return Ended(code, " ".join(shown.getvalue().split()), root / name)
+    code, shown = shown_by(lambda: cli.launch(arguments))
+    return Trained(code, " ".join(shown.split()), root / name)
 
 
 @pytest.fixture(scope="module")
-def source(surroundings) -> Ended:
+def source(surroundings) -> Trained:
     """A run that others go on from."""
     ended = run(surroundings, "source", tune_params__max_trials=0, model_params=SMALL)
     assert ended.code == 0, ended.shown
@@ -84,7 +72,7 @@ def source(surroundings) -> Ended:
 
 
 @pytest.fixture(scope="module")
-def frozen(surroundings, source) -> Ended:
+def frozen(surroundings, source) -> Trained:
     ended = run(
         surroundings,
         "frozen",
@@ -141,7 +129,7 @@ def test_all_is_trained_when_nothing_is_frozen(surroundings, source):
 
 
 @pytest.fixture(scope="module")
-def three_caps(surroundings, source) -> Ended:
+def three_caps(surroundings, source) -> Trained:
     ended = run(
         surroundings,
         "three_caps",

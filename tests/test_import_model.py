@@ -1,12 +1,10 @@
 """`capfinder import-model`, and `.keras` files and imports where a trained model is wanted."""
 
-import contextlib
-import io
 import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import jax
 import jax_settings
 import numpy as np
 import pytest
+from in_process import Ended, shown_by
 
 from capfinder import capmap, cli, files, libraries, trained
 from capfinder.errors import InputError, StageFailedError
@@ -29,17 +28,9 @@ MATRIX = [[5, 1, 0], [0, 6, 0], [1, 0, 5]]
 SAME = 1e-6  # probabilities, two implementations of the same float32 arithmetic
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    shown: str
-
-
 def import_model(keras_file: object, output_dir: object) -> Ended:
-    with io.StringIO() as shown, contextlib.redirect_stdout(shown):
-        with contextlib.redirect_stderr(shown):
-            code = cli.main(["import-model", str(keras_file), "--output_dir", str(output_dir)])
-        return Ended(code, shown.getvalue())
+    words = ["import-model", str(keras_file), "--output_dir", str(output_dir)]
+    return Ended(*shown_by(lambda: cli.main(words)), Path(str(output_dir)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,8 +4,6 @@ that the same command then ends like a run that nothing disturbed.
 The runs in this process get real signals at known moments. Those in processes of their own, which
 SIGTERM ends for good, go on meanwhile."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -25,6 +23,7 @@ import jax_settings
 import numpy as np
 import pytest
 from csv_input import read_id, row, write
+from in_process import shown_by
 from signalled import COMPILING, Signals
 
 from capfinder import cli, log, models
@@ -82,10 +81,8 @@ class Run:
         """In this process. signals: at the first line with these words, in this order."""
         handlers = [signal.getsignal(number) for number in (SIGINT, SIGTERM)]
         plan = Signals(*(signals or {}).items())
-        with plan, io.StringIO() as shown, contextlib.redirect_stdout(shown):
-            with contextlib.redirect_stderr(shown):
-                code = cli.launch([*self._arguments(), *options])
-            self.shown = shown.getvalue()
+        with plan:
+            code, self.shown = shown_by(lambda: cli.launch([*self._arguments(), *options]))
         assert plan.are_sent, self.shown
         assert [signal.getsignal(number) for number in (SIGINT, SIGTERM)] == handlers
         assert not list(self.output_dir.rglob(".partial-*"))

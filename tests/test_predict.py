@@ -17,8 +17,8 @@ from csv_input import read_id, row, rows, write
 from predicting import CLASSES, LENGTH, NAMES, Ended, predict, table, train, trained_run
 
 from capfinder import files
+from capfinder.etl import metadata as metadata_reader
 from capfinder.evaluation import composition, metrics
-from capfinder.prediction import origins
 from capfinder.stages import inference
 
 TWO_DEVICES = "--xla_force_host_platform_device_count=2"
@@ -193,7 +193,7 @@ def test_parent_and_pod5_file_are_those_of_the_metadata(
     packed = own / "metadata__b.csv"
     packed.with_suffix(".csv.gz").write_bytes(gzip.compress(packed.read_bytes()))
     packed.unlink()
-    monkeypatch.setattr(origins, "_BLOCK_BYTES", 1 << 10)  # several, each with a header
+    monkeypatch.setattr(metadata_reader, "BLOCK_BYTES", 1 << 10)  # several, each with a header
     ended = predict(run_dir, own, tmp_path / "out")
     assert ended.code == 0, ended.shown
     expected = [(f"parent-{k}", f"run,\n{k % 3}.pod5") for k in range(100)] + 100 * [("", "p")]

@@ -3,9 +3,7 @@
 One run of the whole pipeline, in this process, on a model that compiles in a moment."""
 
 import ast
-import contextlib
 import csv
-import io
 import json
 import os
 import re
@@ -13,10 +11,10 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import in_process
 import jax
 import jax.numpy as jnp
 import jax_settings
@@ -107,15 +105,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    shown: str
-    output_dir: Path
-
-    def read(self, name: str) -> Any:
-        return json.loads((self.output_dir / name).read_text())
-
+class Ended(in_process.Ended):
     @property
     def log_text(self) -> str:
         """Of the newest log file."""
@@ -136,10 +126,7 @@ def train_model(root: Path, output_dir: Path, *options: str, **groups: dict[str,
 
 
 def capfinder(output_dir: Path, *arguments: str) -> Ended:
-    with io.StringIO() as shown, contextlib.redirect_stdout(shown):
-        with contextlib.redirect_stderr(shown):
-            code = cli.main(list(arguments))
-        return Ended(code, shown.getvalue(), output_dir)
+    return Ended(*in_process.shown_by(lambda: cli.main(list(arguments))), output_dir)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 code, write elsewhere, steer a terminal or a browser; and no secret is written anywhere."""
 
 import ast
-import contextlib
 import csv
 import io
 import json
@@ -23,6 +22,7 @@ from csv_input import row, rows, write
 from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import shown_by
 
 from capfinder import capmap, cli, log, models, settings
 from capfinder.data import versions
@@ -122,10 +122,8 @@ def test_no_module_unpickles_evaluates_or_starts_programs(path: Path) -> None:
 
 class Ended:
     def __init__(self, *arguments: object, command: Callable[[list[str]], int] = cli.main) -> None:
-        with io.StringIO() as shown, contextlib.redirect_stdout(shown):
-            with contextlib.redirect_stderr(shown):
-                self.code = command([str(argument) for argument in arguments])
-            self.shown = shown.getvalue()
+        words = [str(argument) for argument in arguments]
+        self.code, self.shown = shown_by(lambda: command(words))
 
     @property
     def error(self) -> str:

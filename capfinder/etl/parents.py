@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from capfinder.errors import InputError
-from capfinder.etl import hashing, sources
+from capfinder.etl import hashing, metadata, sources
 from capfinder.etl.sources import Source
 from capfinder.etl.spill import Spill, part_of_hash
 
 _PAIR = np.dtype([("choose", "<u8"), ("identity", "<u8"), ("group", "<u8")])
-_BATCH_ROWS = 50_000
 
 
 class Parents:
@@ -91,12 +90,12 @@ def metadata_of(directories: Sequence[Path]) -> list[Path]:
 
 def _read_pairs(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """read_id (n,) 'S' and parent_read_id (n,) 'S', batch by batch."""
-    import polars as pl  # slow to load, and needed here alone
+    import polars as pl  # slow to load, and needed where there are metadata alone
 
     columns = ["read_id", "parent_read_id"]
     try:
-        table = pl.scan_csv(path, infer_schema=False).select(columns).drop_nulls()
-        for batch in table.collect_batches(chunk_size=_BATCH_ROWS):
+        for table in metadata.tables(path):
+            batch = table.select(columns).drop_nulls()
             batch = batch.filter(batch["parent_read_id"] != "")
             if len(batch):
                 reads, parents = (

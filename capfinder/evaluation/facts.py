@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from capfinder.allowed import is_count_matrix
+
 TEST_FIGURES = (
     "accuracy",
     "accuracy_interval",
@@ -47,15 +49,6 @@ def from_json(values: Any, *, num_classes: int) -> Facts:
         return Facts()
     parts = {name: values.get(name) for name in Facts.__dataclass_fields__}
     known = {name: dict(part) for name, part in parts.items() if isinstance(part, Mapping)}
-    if not _is_matrix(known.get("test", {}).get("confusion_matrix"), num_classes):
+    if not is_count_matrix(known.get("test", {}).get("confusion_matrix"), num_classes):
         known.pop("test", None)
     return Facts(**known)
-
-
-def _is_matrix(value: Any, size: int) -> bool:
-    def is_row(row: Any) -> bool:
-        if not isinstance(row, list) or len(row) != size:
-            return False
-        return all(type(count) is int and count >= 0 for count in row)
-
-    return isinstance(value, list) and len(value) == size and all(map(is_row, value))

@@ -15,7 +15,7 @@ import capfinder
 from capfinder.exporting import reload
 from capfinder.exporting.reload import Answer, Job
 
-_ON_THE_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+_ON_THE_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def reloaded(jobs: Sequence[Job], signals: np.ndarray, *, done: Callable[[], None]) -> list[Answer]:

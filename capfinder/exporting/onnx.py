@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from capfinder.exporting import batches
+from capfinder.exporting.keras import PROBABILITIES, SIGNAL
 
-SIGNAL, PROBABILITIES = "signal", "probabilities"  # names of the input and of the output
 OPSET = 17  # of ONNX 1.12 (2022), the first with layer normalisation
 IR_VERSION = 8  # of the file, of the same release
 _MASKED = -1e9  # a score that softmax makes 0, as in Keras

@@ -8,8 +8,9 @@ import numpy as np
 
 from capfinder import libraries
 from capfinder.exporting import batches, fitting
+from capfinder.exporting.keras import PROBABILITIES, SIGNAL
 
-SIGNATURE, SIGNAL, PROBABILITIES = "serving_default", "signal", "probabilities"
+SIGNATURE = "serving_default"
 PLATFORMS = ("cpu", "cuda", "tpu")  # where the file runs; jax2tf's default is only where it is made
 
 

@@ -4,7 +4,7 @@ directory. One may be stopped at any time, and run again."""
 from collections.abc import Mapping
 from pathlib import Path
 
-from capfinder import files, log, trained
+from capfinder import files, log, run_record, trained
 from capfinder.errors import InputError
 from capfinder.etl import sources
 from capfinder.interrupts import Interrupt
@@ -72,10 +72,4 @@ def _prepare(asked: Asked) -> None:
             f"--output_dir={output_dir}: is --caps_data_dir, where every CSV file is input; choose "
             "another"
         )
-    try:
-        (output_dir / "logs").mkdir(parents=True, exist_ok=True)
-        files.remove_dead(output_dir)
-    except OSError as error:
-        raise InputError(
-            f"--output_dir={output_dir}: can't be written to ({error.strerror})"
-        ) from None
+    run_record.prepare_output_dir(output_dir, setting="--output_dir")

@@ -3,7 +3,6 @@
 The table lies in files, sorted by a hash of the read_id, and is mapped: memory holds what the
 system keeps of it. It takes 40 bytes a read there, and what its parent_read_id takes (36)."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from capfinder.errors import InputError
-from capfinder.etl import hashing, kernels
-from capfinder.etl.csv_files import text_blocks
+from capfinder.etl import hashing, kernels, metadata
 from capfinder.etl.spill import Spill, part_of_hash
 from capfinder.log import logger
 from capfinder.prediction.reads import Reads
@@ -24,7 +22,6 @@ COLUMNS = ("parent_read_id", "pod5_file")
 _ENTRY = np.dtype(
     [("first", "<u8"), ("second", "<u8"), ("begin", "<i8"), ("size", "<i4"), ("pod5", "<i4")]
 )
-_BLOCK_BYTES = 1 << 23
 _PARTS = 256  # sorted one at a time: 12 MB each of 100 million reads
 
 
@@ -143,13 +140,8 @@ def _batches(path: Path) -> Iterator[tuple[np.ndarray, list[bytes], np.ndarray, 
     there is none."""
     import polars as pl
 
-    header = b""
     try:
-        # polars' own batches come from a reader that runs ahead: 150 bytes a row of memory.
-        for block in text_blocks(path, block_bytes=_BLOCK_BYTES):
-            first, _, text = (b"", b"", block) if header else block.partition(b"\n")
-            header = header or first + b"\n"
-            batch = _texts(pl.read_csv(io.BytesIO(header + text), infer_schema=False))
+        for batch in map(_texts, metadata.tables(path)):
             if len(batch):
                 read_ids, parents, files = (
                     batch[name].cast(pl.Binary).to_list() for name in batch.columns

@@ -242,6 +242,12 @@ def trained_model(
     )
 
 
+def probabilities(module: nn.Module, variables: dict[str, Any], signal: Any) -> jax.Array:
+    """(B, C) of a module that gives logits, for signals (B, T, 1)."""
+    logits: Any = module.apply(variables, signal, train=False)
+    return jax.nn.softmax(logits)
+
+
 def weights_sha256(variables: dict[str, Any]) -> str:
     """64 hex digits, equal for equal weights and statistics."""
     digest = hashlib.sha256()

@@ -192,7 +192,8 @@ def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list
     """Writes the files, has them all reloaded at once, and gives them their names."""
     if not formats:
         return []
-    paths = {name: _path(export.directory, name) for name in formats}
+    now = datetime.now()
+    paths = {name: export.directory / f"{now:{_FORMATS[name][0]}}" for name in formats}
     if kept is not None:
         paths["keras"] = kept
     with (
@@ -205,7 +206,7 @@ def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list
             job = Job(name, path, export.twin.to_json() if name == "h5" else "")
             if path != kept:
                 job = dataclasses.replace(job, path=opened.enter_context(_opened(path)))
-                _WRITERS[name](export, job.path)
+                _FORMATS[name][1](export, job.path)
             jobs.append(job)
             bar.advance()
         bar.note("reloading in a fresh process")
@@ -230,18 +231,6 @@ def _checked(
     return ExportedFile(job.kind, path, difference, answer.reader, opset)
 
 
-def _path(directory: Path, name: str) -> Path:
-    return (
-        directory
-        / {
-            "keras": f"classifier/classifier_{datetime.now():%Y%m%d_%H%M%S}.keras",
-            "h5": "best_model_weights.weights.h5",
-            "saved_model": "saved_model",
-            "onnx": "classifier/classifier.onnx",
-        }[name]
-    )
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Path]:
     """A temporary name, `path` after the block."""
@@ -260,7 +249,7 @@ def _write_h5(export: _Export, path: Path) -> None:
 
 def _write_saved_model(export: _Export, path: Path) -> None:
     saved_model.write_saved_model(
-        _probabilities(export.model),
+        functools.partial(assembly.probabilities, export.model.module),
         export.model.variables,
         path,
         target_length=export.model.target_length,
@@ -272,26 +261,17 @@ def _write_onnx(export: _Export, path: Path) -> None:
     onnx.write_onnx(export.twin, path, export.about)
 
 
-_WRITERS = {
-    "keras": _write_keras,
-    "h5": _write_h5,
-    "saved_model": _write_saved_model,
-    "onnx": _write_onnx,
+# Format -> the path of its file, below best_model, and what writes it.
+_FORMATS: dict[str, tuple[str, Callable[[_Export, Path], None]]] = {
+    "keras": ("classifier/classifier_%Y%m%d_%H%M%S.keras", _write_keras),
+    "h5": ("best_model_weights.weights.h5", _write_h5),
+    "saved_model": ("saved_model", _write_saved_model),
+    "onnx": ("classifier/classifier.onnx", _write_onnx),
 }
 
 
-def _probabilities(model: TrainedModel) -> Callable[[Any, Any], jax.Array]:
-    """(variables, signal (B, T, 1)) -> probabilities (B, C) of the Flax model."""
-
-    def probabilities(variables: Any, signal: Any) -> jax.Array:
-        logits: Any = model.module.apply(variables, signal, train=False)
-        return jax.nn.softmax(logits)
-
-    return probabilities
-
-
 def _flax_probabilities(model: TrainedModel, signals: np.ndarray) -> np.ndarray:
-    predict = jax.jit(_probabilities(model))
+    predict = jax.jit(functools.partial(assembly.probabilities, model.module))
     starts = range(0, len(signals), _BATCH)
     return np.concatenate(
         [np.asarray(predict(model.variables, signals[at : at + _BATCH])) for at in starts]

@@ -29,7 +29,7 @@ class TuneResult:
     """The hyperparameters to train with, and where they come from."""
 
     hyperparameters: Any  # of the architecture
-    source: str  # "study" or "model_params"
+    source: str  # "study", "model_params" or "init_from"
     best_value: float | None = None  # validation accuracy
     trial: int | None = None  # the best one's number
     trials: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # see trial.row
@@ -43,8 +43,8 @@ class TuneResult:
 
     def summary(self) -> str:
         ended = ", ended by Ctrl-C" if self.interrupted else ""
-        if self.source == "model_params":
-            return "model_params" + (ended or ", no tuning")
+        if self.source != "study":
+            return self.source + (ended or ", no tuning")
         return (
             f"{self.num_finished} trials{ended}; best: trial {self.trial}, "
             f"val_accuracy {self.best_value:.1%}"

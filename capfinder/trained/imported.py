@@ -4,6 +4,7 @@ directory/import.json       what is known of the model, sealed
 directory/best/0/           its weights, as a training keeps its own"""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,7 @@ def _trained_model(
 
 
 def _difference(path: Path, keras_model: Any, model: TrainedModel, found: Recognised) -> float:
-    @jax.jit
-    def probabilities(variables: Any, signal: Any) -> jax.Array:
-        logits: Any = model.module.apply(variables, signal, train=False)
-        return jax.nn.softmax(logits)
-
+    probabilities = jax.jit(functools.partial(assembly.probabilities, model.module))
     with jax.default_matmul_precision("highest"):  # else a GPU rounds products to 10 bits
         difference = import_check.largest_difference(
             keras_model,

@@ -25,7 +25,7 @@ def load(run_dir: Path) -> Classifier:
             "directory, an import, or a .keras file"
         )
     record = files.read_json(run_dir / "run.json")
-    config = _config(run_dir, record)
+    config = config_of(run_dir, record)
     evaluated = _evaluated(run_dir)
     outcome_path = _training(run_dir, config, record, evaluated)
     outcome = read_outcome(outcome_path)
@@ -56,7 +56,7 @@ def _class_names(record: dict[str, Any], class_map: dict[str, int], num_classes:
     return capmap.class_names(class_map, num_classes)
 
 
-def _config(run_dir: Path, record: dict[str, Any]) -> ConfigDict:
+def config_of(run_dir: Path, record: dict[str, Any]) -> ConfigDict:
     """The run's settings, those it didn't know yet at their default; its directory where it is.
 
     Compiled programs are read from the user's own directory alone: they are code, and the run may

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capfinder import models
+from capfinder.allowed import is_count
 from capfinder.exporting.card import known, snippets, untrusted
 from capfinder.exporting.card.markdown import (
     cell,
@@ -83,7 +84,7 @@ def _input(about: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     given = untrusted.part(about, "preprocessing")
     target = given.get("target_length")
     length = given.get("input_length") or target
-    if not untrusted.is_count(length) or not untrusted.is_count(target):
+    if not is_count(length) or not is_count(target):
         return []
     dtype = "float64" if about.get("dtype") == "float64" else "float32"
     signal, fitting = (prose(untrusted.text(given, name)) for name in ("signal", "fitting"))
@@ -154,7 +155,7 @@ def _architecture(about: Mapping[str, Any]) -> list[str]:
         if untrusted.plain(value)
     ]
     facts = [("architecture", cell(model_type))] if model_type else []
-    if untrusted.is_count(parameters):
+    if is_count(parameters):
         facts.append(("parameters", f"{parameters:,}"))
     columns = ("hyperparameter", "value", "meaning")
     return [*blocks, table(("model", ""), facts), table(columns, rows)]

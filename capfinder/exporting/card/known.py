@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from capfinder.allowed import is_number
+from capfinder.allowed import is_count, is_count_matrix, is_number
 from capfinder.exporting.card import untrusted
 from capfinder.exporting.card.markdown import cell, prose, table
 
@@ -50,7 +50,7 @@ def accuracy(facts: Mapping[str, Any]) -> str:
     share, count = test.get("accuracy"), test.get("num_examples")
     if not untrusted.is_share(share):
         return ""
-    reads = f"{count:,} test reads" if untrusted.is_count(count) else "the test reads"
+    reads = f"{count:,} test reads" if is_count(count) else "the test reads"
     said = f"{share:.1%} of {reads}, which it had never seen"
     interval = untrusted.shares(test, "accuracy_interval")
     if len(interval) == 2:
@@ -69,8 +69,8 @@ def figures(facts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         *((said, baselines.get(key)) for key, said in BASELINES.items()),
     ]
     rows = [(said, f"{share:.1%}") for said, share in shares if untrusted.is_share(share)]
-    matrix = untrusted.matrix(test, "confusion_matrix", size=len(names))
-    confusion = _confusion(matrix, names) if matrix else []
+    matrix = test.get("confusion_matrix")
+    confusion = _confusion(matrix, names) if names and is_count_matrix(matrix, len(names)) else []
     return [f"It is right on {known}.", table(("who answers", "right"), rows), *confusion]
 
 
@@ -176,13 +176,13 @@ def rows(values: Mapping[str, Any], title: str, names: Sequence[str]) -> str:
 
 
 def _cap(number: object, names: Sequence[str]) -> str:
-    if untrusted.is_count(number) and number < len(names):
+    if is_count(number) and number < len(names):
         return cell(names[number])
     return "-"
 
 
 def _count(value: object) -> str:
-    return f"{value:,}" if untrusted.is_count(value) else "-"
+    return f"{value:,}" if is_count(value) else "-"
 
 
 def _figure(value: object) -> str:

@@ -5,8 +5,6 @@ from typing import Any, TypeGuard
 
 from capfinder.allowed import is_number
 
-_MOST = 10**15  # of a count: no more reads than that
-
 
 def part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """values[name]; {} when it isn't a mapping."""
@@ -34,10 +32,6 @@ def texts(values: Mapping[str, Any], name: str) -> list[str]:
     return []
 
 
-def is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < _MOST
-
-
 def is_share(value: object) -> TypeGuard[float]:
     """Whether it is from 0 to 1."""
     return isinstance(value, int | float) and is_number(value) and 0 <= value <= 1
@@ -47,17 +41,6 @@ def shares(values: Mapping[str, Any], name: str) -> list[float]:
     """values[name]; [] when one of them isn't a share."""
     found = values.get(name)
     return found if isinstance(found, list) and all(map(is_share, found)) else []
-
-
-def matrix(values: Mapping[str, Any], name: str, *, size: int) -> list[list[int]]:
-    """The (size, size) counts values[name]; [] for anything else."""
-    found = values.get(name)
-    if not isinstance(found, list) or len(found) != size:
-        return []
-    is_right = all(
-        isinstance(row, list) and len(row) == size and all(map(is_count, row)) for row in found
-    )
-    return found if is_right else []
 
 
 def plain(value: object) -> str:
