@@ -239,4 +239,4 @@ def test_no_mixture_comes_nearer(seed, classes):
     for other in rng.dirichlet(np.full(classes, 0.5), 200):
         assert reached <= np.linalg.norm(points @ other - target) + 1e-6
     inside = points @ rng.dirichlet(np.ones(classes))
-    assert np.linalg.norm(points @ likeness.mixture(points, inside) - inside) < 1e-3
+    assert np.linalg.norm(points @ likeness.mixture(points, inside) - inside) < 1e-9

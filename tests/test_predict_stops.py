@@ -179,7 +179,7 @@ def test_whenever_it_breaks_off_a_rerun_makes_the_very_same_files(
 
 
 def test_a_process_that_is_ended_or_killed_goes_on_where_it_was(run_dir, surroundings, tmp_path):
-    caps = make_input(surroundings / "killed", 1500)
+    caps = make_input(surroundings / "killed", 6000)
     assert predict(run_dir, caps, tmp_path / "whole").code == 0
     output_dir = tmp_path / "killed"
     ended, said = stopped_process(run_dir, caps, output_dir, signal.SIGTERM)

@@ -28,7 +28,6 @@ TOLERANCES = {"mean": 0.30, "spread": 0.18, "length": 0.20}
 RUN_DEVIATIONS = 3.0
 MAX_BETWEEN_FACTOR = 2.0  # of the standard deviation of the reads' means
 MIN_READS = 100  # of fewer only the gravest is said: they may be of a few molecules
-_STEPS = 2000  # of the search for a mixture: far more than a few classes need
 
 CAUSES = {
     "mean": "another way of z-scoring (over a part of the read, say), another chemistry, another "
@@ -250,19 +249,15 @@ def _allowed(known: Mapping[str, Any], centres: np.ndarray, row: Mapping[str, An
 
 def mixture(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights (C,), not negative and 1 in sum, with which the points (F, C) come nearest to the
-    target (F,): weight goes from one class to another, of the pair that gains most, while it gains.
+    target (F,).
 
-    Source: J. C. Platt 1998, Sequential minimal optimization, section 2.1, for this problem."""
-    weights = np.full(points.shape[1], 1 / points.shape[1])
-    for _ in range(_STEPS):
-        slope = points.T @ (points @ weights - target)
-        to = int(slope.argmin())
-        giver = int(np.where(weights > 0, slope, -np.inf).argmax())
-        gain = slope[giver] - slope[to]
-        length = float(((points[:, to] - points[:, giver]) ** 2).sum())
-        if gain <= 1e-12 or length == 0:
-            break
-        step = min(float(gain) / length, float(weights[giver]))
-        weights[to] += step
-        weights[giver] -= step
-    return weights
+    The solution of min |D u|^2 + (1 - sum u)^2, u >= 0, with the differences D of the points from
+    the target, lies in the same direction. Source: Lawson and Hanson 1974, Solving Least Squares
+    Problems, chapter 23 (nearest point of a convex set by NNLS)."""
+    from scipy.optimize import nnls
+
+    differences = points - target[:, None]
+    rows = np.vstack([differences, np.ones(points.shape[1])])
+    wanted = np.append(np.zeros(len(target)), 1.0)
+    found, _ = nnls(rows, wanted)
+    return np.asarray(found / found.sum())

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -89,18 +89,20 @@ def make(
         if not unfinished.is_complete:
             _say_what_is_replaced(asked.output_dir / PREDICTIONS)
             job = _job(asked, classifier, batching, known, paths, metadata, unfinished.directory)
-            composition = _scored(job, unfinished, interrupt)
-            if about() != begun:
-                raise InputError(
-                    f"{asked.caps_data_dir}: a file has changed while it was read. Run again when "
-                    "all are whole."
-                )
-            where = {"model": str(asked.model_path), "caps_data_dir": str(asked.caps_data_dir)}
-            if known is not None:
-                _evaluate(job, unfinished, {**where, "class_map": known.as_json()}, composition)
-            sizes = {name: unfinished.path(name).stat().st_size for name in asked.names}
-            seal = {"outputs": sizes, "fingerprint": fingerprint}
-            unfinished.complete({**where, **composition, **seal})
+            scoring = Scoring(job, unfinished)
+            with _saying_that_it_goes_on(scoring):
+                composition = _scored(job, unfinished, scoring, interrupt)
+                if about() != begun:
+                    raise InputError(
+                        f"{asked.caps_data_dir}: a file has changed while it was read. Run again "
+                        "when all are whole."
+                    )
+                where = {"model": str(asked.model_path), "caps_data_dir": str(asked.caps_data_dir)}
+                if known is not None:
+                    _evaluate(job, unfinished, {**where, "class_map": known.as_json()}, composition)
+                sizes = {name: unfinished.path(name).stat().st_size for name in asked.names}
+                seal = {"outputs": sizes, "fingerprint": fingerprint}
+                unfinished.complete({**where, **composition, **seal})
         assert unfinished.state is not None
         _remove_others(asked)
         unfinished.publish(asked.names, COMPOSITION, unfinished.state)
@@ -201,22 +203,27 @@ def _job(
     return Job(classifier, paths, batching, steps, columns, dtype if known else "")
 
 
-def _scored(job: Job, unfinished: Unfinished, interrupt: Interrupt) -> dict[str, Any]:
-    """The outputs are whole then; returns what composition.json says of the reads."""
-    total = sum(path.stat().st_size for path in job.paths)
-    scoring = Scoring(job, unfinished)
-    _say_what_is_done(job, unfinished, scoring, total)
-    started, before, bytes_before = time.monotonic(), scoring.reads, scoring.disk_bytes
+@contextlib.contextmanager
+def _saying_that_it_goes_on(scoring: Scoring) -> Iterator[None]:
     try:
-        with interrupt.graceful("stopping"), compiled.announced(lambda: logger.info(COMPILING)):
-            scoring.run(interrupt)
+        yield
     except StoppedError as stopped:
-        share = scoring.disk_bytes / max(total, 1)
+        share = scoring.disk_bytes / max(scoring.total_bytes, 1)
         raise StoppedError(
             f"stopped after {scoring.reads:,} reads, {share:.0%} of the input; the same command "
             "goes on from there",
             stopped.exit_code,
         ) from None
+
+
+def _scored(
+    job: Job, unfinished: Unfinished, scoring: Scoring, interrupt: Interrupt
+) -> dict[str, Any]:
+    """The outputs are whole then; returns what composition.json says of the reads."""
+    _say_what_is_done(job, unfinished, scoring)
+    started, before, bytes_before = time.monotonic(), scoring.reads, scoring.disk_bytes
+    with interrupt.graceful("stopping"), compiled.announced(lambda: logger.info(COMPILING)):
+        scoring.run(interrupt)
     if not scoring.reads:
         unfinished.discard()
         raise InputError(labels.nothing_labelled(scoring.rejects()) or scoring.nothing_usable())
@@ -234,19 +241,19 @@ def _scored(job: Job, unfinished: Unfinished, interrupt: Interrupt) -> dict[str,
     return result.compose(names, scoring.tallies, classifier.class_names, classifier.facts)
 
 
-def _say_what_is_done(job: Job, unfinished: Unfinished, scoring: Scoring, total: int) -> None:
+def _say_what_is_done(job: Job, unfinished: Unfinished, scoring: Scoring) -> None:
     logger.info(
         "%s on %d files, %s, in batches of %s reads",
         job.classifier.model.model_type,
         len(job.paths),
-        log.format_bytes(total),
+        log.format_bytes(scoring.total_bytes),
         f"{job.batching.batch_size:,}",
     )
     if unfinished.state is not None:
         logger.info(
             "Going on where a stopped run was: %s reads, %.0f%% of the input",
             f"{scoring.reads:,}",
-            100 * scoring.disk_bytes / max(total, 1),
+            100 * scoring.disk_bytes / max(scoring.total_bytes, 1),
         )
     elif unfinished.why_anew:
         logger.warning("Starting anew and not where a stopped run was: %s", unfinished.why_anew)

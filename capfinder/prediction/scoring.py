@@ -81,6 +81,11 @@ class Scoring:
     def reads(self) -> int:
         return sum(tally.reads for tally in self.tallies)
 
+    @property
+    def total_bytes(self) -> int:
+        """Of all files, as they lie on disk."""
+        return int(self._before[-1])
+
     def rejects(self) -> Counter[str]:
         return sum((tally.rejects for tally in self.tallies), Counter())
 
@@ -89,8 +94,7 @@ class Scoring:
 
         Raises: InputError for a file that can't be read; StoppedError after a signal: a rerun goes
         on from here."""
-        model, total = self._job.classifier.model, self._before[-1]
-        megabytes = _megabytes(total)
+        model, megabytes = self._job.classifier.model, _megabytes(self.total_bytes)
         with log.progress("Predicting", total=megabytes, unit="MB") as bar:
             bar.begin_at(_megabytes(self.disk_bytes))
             try:
