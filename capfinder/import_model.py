@@ -9,7 +9,7 @@ from typing import Any
 from capfinder import files, log
 from capfinder.errors import InputError
 from capfinder.log import logger
-from capfinder.trained import imported
+from capfinder.trained import imported, stored
 
 
 def run(keras_file: Path, *, output_dir: Path) -> None:
@@ -21,14 +21,14 @@ def run(keras_file: Path, *, output_dir: Path) -> None:
     earlier = _earlier(output_dir)
     if earlier is not None:
         _check_same(earlier, keras_file, output_dir)
-        imported.load(output_dir)  # raises for one that was damaged since
+        stored.load(output_dir)  # raises for one that was damaged since
         logger.info("%s is imported already: %s is kept", keras_file, output_dir)
         _show(earlier, output_dir)
         return
     logger.info("Reading %s with Keras", keras_file)
     found = imported.read_keras_file(keras_file)
     try:
-        imported.write(found, output_dir)
+        stored.write(found.classifier, found.record, output_dir)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -42,8 +42,8 @@ def run(keras_file: Path, *, output_dir: Path) -> None:
 
 def _earlier(output_dir: Path) -> dict[str, Any] | None:
     """The record of the import that is there. Raises: InputError for anything else."""
-    if imported.is_one(output_dir):
-        return imported.read_record(output_dir)
+    if stored.is_one(output_dir):
+        return stored.read_record(output_dir)
     is_free = not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir()))
     if not is_free:
         raise InputError(

@@ -64,7 +64,7 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
     context = Context(config, output_dir, record, interrupt, stages, class_names)
     if stages != ("etl",):
         preparation.check_devices(config)
-        context.start = preparation.start(config)
+        context.start = preparation.start(config, keep=True)
     dataset = _etl(context)
     if stages != ("etl",):
         _model_stages(context, dataset)

@@ -14,6 +14,8 @@ from capfinder.log import logger
 if TYPE_CHECKING:
     from capfinder.stages.start import Start
 
+KEPT_START = "init_from"  # below output_dir
+
 
 def prepared(config: ConfigDict) -> ConfigDict:
     """The config checked, its directories absolute: what is relative or `~` here is so everywhere.
@@ -118,18 +120,21 @@ def check_hyperparameters(config: ConfigDict) -> None:
     )
 
 
-def start(config: ConfigDict) -> "Start | None":
-    """The model that train_params.init_from names, if any.
+def start(config: ConfigDict, *, keep: bool = False) -> "Start | None":
+    """The model that train_params.init_from names, if any; once it is gone, the run's copy of it.
 
-    Raises: InputError, SettingsError when it can't be gone on from."""
+    keep: the run gets that copy.
+    Raises: InputError, SettingsError when it can't be gone on from; StageFailedError when it can't
+    be kept."""
     if config.train_params.init_from is None:
         return None
-    from capfinder import trained
     from capfinder.stages import assembly
     from capfinder.stages import start as starting
+    from capfinder.trained import kept
 
+    path, output_dir = config.train_params.init_from, config.shared_params.output_dir
     try:
-        source = trained.load(Path(config.train_params.init_from))
+        source = kept.source(Path(path), Path(output_dir) / KEPT_START, keep=keep)
     except InputError as error:
         raise InputError(f"{starting.SETTING}: {error}") from None
     assembly.configure_jax(config)  # the other model may be of another dtype

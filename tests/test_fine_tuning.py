@@ -1,6 +1,7 @@
 """train_params.init_from and freeze: a training that goes on from another model's weights."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,33 @@ def test_a_rerun_reuses_it_and_another_start_does_not(surroundings, source, froz
     shown, trainings = rerun(three_caps.output_dir)
     assert "The earlier results are in" in shown
     assert len(trainings) == 2
+
+
+def test_a_run_goes_on_from_its_own_copy_once_the_source_is_gone(surroundings, source):
+    moved = Path(shutil.copytree(source.output_dir, surroundings / "moved"))
+    given = {"train_params__init_from": moved, "train_params__freeze": "trunk"}
+    ended = run(surroundings, "kept", **given)
+    assert ended.code == 0, ended.shown
+    copy = ended.output_dir / "init_from"
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert run(surroundings, "kept", **given).code == 0
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+    shutil.rmtree(moved)
+
+    again = run(surroundings, "kept", **given)
+    assert again.code == 0, again.shown
+    assert f"{moved} is gone; its copy in {copy} is used" in again.shown
+    assert "already done" in again.shown  # the very weights
+    shutil.rmtree(ended.output_dir / "checkpoints")
+    before_head = ended.read("evaluation/metrics.json")["test"]
+    anew = run(surroundings, "kept", **given)
+    assert anew.code == 0, anew.shown
+    assert anew.read("evaluation/metrics.json")["test"] == before_head
+
+    other = {**given, "train_params__init_from": surroundings / "never"}
+    assert f"the copy in {copy} is of {moved}" in run(surroundings, "kept", **other).shown
+    (copy / "import.json").write_text("{}")
+    assert "is gone, and its copy can't be used" in run(surroundings, "kept", **given).shown
 
 
 def start_for(small: SmallModel, class_map: dict[str, int] | None = None, **changed: Any) -> Any:

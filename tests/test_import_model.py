@@ -19,7 +19,7 @@ from capfinder.errors import InputError, StageFailedError
 from capfinder.exporting import import_check, keras, keras_archive
 from capfinder.models import ARCHITECTURES
 from capfinder.stages import assembly
-from capfinder.trained import imported
+from capfinder.trained import imported, stored
 from tests.keras_models import chain, stack, with_weights
 from tests.small_models import CLASSES, LENGTH, small_model
 
@@ -106,7 +106,7 @@ def test_an_import_predicts_as_keras_does(keras_file, directory):
 
 
 def test_the_record_says_where_the_model_is_from(keras_file, directory):
-    record = imported.read_record(directory)
+    record = stored.read_record(directory)
     assert record["source"] == keras_file.name
     assert record["source_sha256"] == files.sha256_file(keras_file)
     assert record["keras_version"] == libraries.keras().__version__
@@ -280,7 +280,7 @@ def test_a_record_that_was_changed_is_not_used(copy):
 
 
 def test_a_record_of_another_version_is_not_used(copy):
-    record = imported.read_record(copy)
+    record = stored.read_record(copy)
     for changed in ({"model_type": "gru"}, {"hyperparameters": {"depth": 3}}, {"target_length": 1}):
         files.write_json(copy / "import.json", files.sealed({**record, **changed}))
         with pytest.raises(InputError, match=r"import.json: .*another version of capfinder"):
@@ -292,7 +292,7 @@ def test_a_record_of_another_version_is_not_used(copy):
 
 
 def test_damaged_or_foreign_weights_are_not_used(copy, keras_file):
-    record = imported.read_record(copy)
+    record = stored.read_record(copy)
     files.write_json(copy / "import.json", files.sealed({**record, "weights_sha256": "0" * 64}))
     with pytest.raises(InputError, match="its weights are another model's"):
         trained.load(copy)

@@ -1,12 +1,13 @@
 """A trained model from a path, with all that its input and output need.
 
-`load` takes what a user may have: a run's output directory (`run_directory`), an import, or a
-`.keras` file (`imported`). Another kind of model gets its module here and its line in `load`."""
+`load` takes what a user may have: a run's output directory (`run_directory`), an import (`stored`)
+or a `.keras` file (`imported`). Another kind of model gets its module here and its line in `load`.
+"""
 
 from pathlib import Path
 
 from capfinder.errors import InputError
-from capfinder.trained import imported, run_directory
+from capfinder.trained import imported, run_directory, stored
 from capfinder.trained.classifier import Classifier
 
 __all__ = ["Classifier", "load"]
@@ -19,8 +20,8 @@ def load(path: Path) -> Classifier:
 
     Raises: InputError for anything else, or a model that can't be used."""
     if path.is_dir():
-        if imported.is_one(path):
-            return imported.load(path)
+        if stored.is_one(path):
+            return stored.load(path)
         return run_directory.load(path)
     if path.is_file() and path.suffix.lower() == ".keras":
         return imported.from_keras_file(path)
