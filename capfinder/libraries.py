@@ -1,4 +1,5 @@
-"""Libraries that need care when they are loaded: quiet, and off the GPU, which is for JAX."""
+"""Libraries that need care when they are loaded: quiet, discreet, and off the GPU, which is for
+JAX."""
 
 import contextlib
 import importlib.util
@@ -36,6 +37,16 @@ def keras(backend: str = "jax") -> Any:
         import keras as library
     if library.config.backend() == "tensorflow":
         tensorflow()
+    return library
+
+
+def onnxruntime() -> Any:
+    """ONNX Runtime, imported on first use. Since 1.29 it tells its makers of each model that it
+    runs, its name included, and writes a number for the machine to the user's cache: not for us,
+    unless the user has set ORT_DISABLE_TELEMETRY otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime as library
+
     return library
 
 

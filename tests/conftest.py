@@ -1,7 +1,14 @@
-"""Shared by all tests: which backend Keras has, and how hard XLA tries."""
+"""Shared by all tests: which backend Keras has, how hard XLA tries, and what reloads exports."""
 
+import contextlib
+import functools
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+import warm_reload
+from forks import Forks
 from hypothesis import settings
 
 from capfinder import compiled
@@ -12,7 +19,27 @@ settings.load_profile("any machine")
 # Commands that tests run with a home of their own needn't compile the kernels again.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(compiled.cache_directory()))
 os.environ.setdefault("KERAS_BACKEND", "jax")  # whatever the machine's keras.json says
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that load it as users do
 # Tests compile much and compute little: without LLVM's optimisations they take a fifth of the time.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_reloads() -> Iterator[None]:
+    """Exported files are reloaded in forks of one process, which is started with the first."""
+    with contextlib.ExitStack() as opened:
+
+        @functools.cache
+        def address() -> Path:
+            return opened.enter_context(Forks("warm_reload")).address
+
+        with warm_reload.used(address):
+            yield
+
+
+@pytest.fixture
+def cold_reloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are reloaded in processes that start anew, as for users."""
+    monkeypatch.setattr(warm_reload.fresh_process, "_start", warm_reload.COLD)

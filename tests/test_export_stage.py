@@ -297,7 +297,7 @@ def test_what_is_known_of_the_model_is_told_of_it(tmp_path):
     assert result.about["class_map"] == {"7": 0, "8": 1, "9": 2}
 
 
-def test_a_signal_ends_the_process_that_reloads_and_leaves_nothing(tmp_path):
+def test_a_signal_ends_the_process_that_reloads_and_leaves_nothing(tmp_path, cold_reloads):
     def stop(signum, frame):
         raise StoppedError("stopped", 143)
 
@@ -339,11 +339,11 @@ def test_the_process_that_reloads_ends_with_who_asks(tmp_path):
         assert process.wait(timeout=60) == 1
 
 
-def test_a_process_that_dies_is_an_answer_in_one_line(tmp_path, monkeypatch):
+def test_a_process_that_dies_is_an_answer_in_one_line(tmp_path, monkeypatch, cold_reloads):
     monkeypatch.setenv("PYTHONHASHSEED", "no number")  # Python itself ends over it
-    [answer] = fresh_process.reloaded(
-        [reload.Job("onnx", tmp_path / "model.onnx")], MODEL[0].signals, done=lambda: None
-    )
+    job = reload.Job("onnx", tmp_path / "model.onnx")
+    with fresh_process.started(["onnx"]) as process:
+        [answer] = process.reloaded([job], MODEL[0].signals, done=lambda: None)
     assert answer.probabilities is None
     assert "ended with exit code 1" in answer.error
     assert "\n" not in answer.error

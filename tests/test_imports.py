@@ -29,7 +29,7 @@ OWNERS = {
     "keras": {"libraries.py"},
     "tensorflow": {"libraries.py"},
     "onnx": {"exporting/onnx.py"},
-    "onnxruntime": {"exporting/onnx.py"},
+    "onnxruntime": {"libraries.py"},
     "matplotlib": {"inspection/plot.py"},
     "tensorflow_datasets": {"data/records.py"},
     "apache_beam": {f"etl/beam/{name}.py" for name in ("engine", "exchange", "options")},

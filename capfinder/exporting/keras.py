@@ -48,6 +48,26 @@ def _clean_keras(dtype: str) -> Iterator[Any]:
         keras.config.set_image_data_format(layout)
 
 
+@contextlib.contextmanager
+def without_draws(keras: Any) -> Iterator[None]:
+    """Weights are 0 where Keras would draw them. They get their values later, and on JAX a draw is
+    compiled for every shape: seconds for a model."""
+
+    def zeros(self: Any, shape: Any, dtype: Any = None, **_: Any) -> np.ndarray:
+        return np.zeros(shape, dtype or keras.config.floatx())
+
+    known = keras.initializers
+    kinds = (known.VarianceScaling, known.Orthogonal, known.RandomUniform, known.RandomNormal)
+    drawing = {kind: kind.__call__ for kind in (*kinds, known.TruncatedNormal)}
+    try:
+        for kind in drawing:
+            kind.__call__ = zeros
+        yield
+    finally:
+        for kind, draw in drawing.items():
+            kind.__call__ = draw
+
+
 def build_twin(
     model_type: str,
     hyperparameters: Any,
@@ -61,7 +81,7 @@ def build_twin(
 
     input_length: the twin cuts or pads signals to target_length itself; None: they have it.
     `dtype` is that of the parameters, "float32" or "float64", whatever training computed in."""
-    with _clean_keras(dtype) as keras:
+    with _clean_keras(dtype) as keras, without_draws(keras):
         network = models.architecture(model_type).keras_twin(
             hyperparameters, num_classes=num_classes, layers=keras.layers
         )

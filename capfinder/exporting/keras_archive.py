@@ -13,7 +13,7 @@ from typing import Any
 from capfinder import files, libraries
 from capfinder.allowed import is_number, shortened, shown
 from capfinder.errors import InputError
-from capfinder.exporting import compat
+from capfinder.exporting import compat, keras
 
 MODELS = {"Functional", "Sequential", "Model"}
 # Keras's own modules, as it names them in files; "builtins" is for the names of functions.
@@ -84,8 +84,10 @@ def load(archive: Archive) -> Any:
     """The Keras model; for float64 JAX must be set up for that before.
 
     Raises: InputError when Keras can't read it."""
+    library = libraries.keras()
     try:
-        return libraries.keras().models.load_model(archive.path, compile=False, safe_mode=True)
+        with keras.without_draws(library):
+            return library.models.load_model(archive.path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a loader raises, the file is unusable
         raise InputError(f"{archive.path}: Keras can't load it ({_first_line(error)})") from error
 

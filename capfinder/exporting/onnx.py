@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from capfinder import libraries
 from capfinder.exporting import batches
 from capfinder.exporting.keras import PROBABILITIES, SIGNAL
 
@@ -76,9 +77,9 @@ def metadata(about: Mapping[str, Any]) -> dict[str, str]:
 def run_onnx(path: Path, signals: np.ndarray) -> np.ndarray:
     """Probabilities (n, C) that ONNX Runtime gives `signals` (n, T, 1): the first of them alone,
     the rest in batches."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = libraries.onnxruntime().InferenceSession(
+        str(path), providers=["CPUExecutionProvider"]
+    )
     together = batches.alone_then_together(signals.astype(np.float32))
     return np.concatenate([session.run([PROBABILITIES], {SIGNAL: batch})[0] for batch in together])
 

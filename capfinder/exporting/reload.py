@@ -1,9 +1,10 @@
-"""A fresh process that loads exported files as their users do: python -m capfinder.exporting.reload
+"""A fresh process that loads exported files as their users do:
+python -m capfinder.exporting.reload KIND ...
 
-Asked on its standard input (`Request`), it answers on its standard output, file by file, in the
-order asked for; `fresh_process` is who asks. It knows of the model only what lies in the files, and
-for weights alone which network takes them. Nothing is pickled, and it writes no
-file. When its standard input ends, so does it: whoever asked is gone."""
+It loads what files of these kinds need. Asked on its standard input (`write_request`), it answers
+on its standard output, file by file, in the order asked for; `fresh_process` is who asks. It knows
+of the model only what lies in the files, and for weights alone which network takes them. Nothing is
+pickled, and it writes no file. When its standard input ends, so does it: whoever asked is gone."""
 
 import dataclasses
 import io
@@ -76,11 +77,24 @@ def _read(stream: IO[bytes]) -> tuple[dict[str, Any], np.ndarray | None] | None:
 BACKEND = "tensorflow"
 
 
+# What no reader of the files needs; where it is, TensorFlow and Keras load it, which takes a third
+# of their time. Without JAX it also shows that the files need none.
+UNNEEDED = ("jax", "matplotlib", "sklearn")
+
+
+def load(kinds: Sequence[str]) -> None:
+    """The libraries that read files of these kinds, if they are slow to load."""
+    for name in UNNEEDED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # which makes it an ImportError
+    if any("tensorflow" in READERS[kind][0] for kind in kinds):
+        from capfinder import libraries
+
+        libraries.keras(BACKEND)  # and with it TensorFlow, which alone would load it on another
+
+
 def _keras(job: Job, signals: np.ndarray) -> np.ndarray:
-    from capfinder import libraries
     from capfinder.exporting import keras
 
-    libraries.keras(BACKEND)
     return keras.run_keras(job.path, signals)
 
 
@@ -129,12 +143,14 @@ def _end_with_who_asks(requests: IO[bytes]) -> None:
 
 
 def main() -> None:
+    """Answers one request."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     requests = sys.stdin.buffer
+    load(sys.argv[1:])
     found = _read(requests)
     if found is None or found[1] is None:
-        return
+        os._exit(1)  # nobody asks any more
     threading.Thread(target=_end_with_who_asks, args=(requests,), daemon=True).start()
     jobs = [Job(job["kind"], Path(job["path"]), job["network"]) for job in found[0]["jobs"]]
     signals = found[1]

@@ -200,7 +200,7 @@ def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list
         contextlib.ExitStack() as opened,
         log.progress("Exporting", total=2 * len(formats), unit="steps") as bar,
     ):
-        jobs = []
+        jobs, fresh = [], opened.enter_context(fresh_process.started(formats))
         for name, path in paths.items():
             bar.note(f"writing {name}")
             job = Job(name, path, export.twin.to_json() if name == "h5" else "")
@@ -210,7 +210,7 @@ def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list
             jobs.append(job)
             bar.advance()
         bar.note("reloading in a fresh process")
-        answers = fresh_process.reloaded(jobs, export.signals, done=bar.advance)
+        answers = fresh.reloaded(jobs, export.signals, done=bar.advance)
         return [
             _checked(export, *each, kept)
             for each in zip(jobs, paths.values(), answers, strict=False)

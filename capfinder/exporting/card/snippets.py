@@ -52,6 +52,9 @@ probabilities = classify({signal}=tf.constant(signals))[{probabilities}].numpy()
 {name}
 """
 _ONNX = """
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime tells its makers which models it runs
 import onnxruntime
 
 session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])
