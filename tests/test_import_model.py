@@ -427,6 +427,17 @@ def test_a_huge_config_is_not_unpacked(keras_file, tmp_path):
         keras_archive.read(path)
 
 
+@pytest.mark.parametrize("initializer", ["GlorotUniform", "Ones"])
+def test_more_weights_than_a_file_holds_take_no_memory(keras_file, tmp_path, initializer):
+    def enlarge(config: dict[str, Any]) -> None:
+        layer(config, 1)["config"]["kernel_initializer"].update(class_name=initializer, config={})
+        layer(config, 1)["config"]["filters"] = 2**34
+
+    archive = keras_archive.read(config_with(keras_file, tmp_path / "m.keras", enlarge))
+    with pytest.raises(InputError, match=r"its layers have more than 0\.1 GB of weights"):
+        keras_archive.load(archive)
+
+
 def test_what_is_no_keras_file_is_refused_in_one_line(keras_file, tmp_path):
     def expect(path: Path, said: str) -> None:
         ended = import_model(path, tmp_path / "out")

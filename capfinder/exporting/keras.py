@@ -7,6 +7,7 @@ was loaded with, JAX if nothing has loaded it before; the files are the same.
 
 import contextlib
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,16 +50,24 @@ def _clean_keras(dtype: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def without_draws(keras: Any) -> Iterator[None]:
-    """Weights are 0 where Keras would draw them. They get their values later, and on JAX a draw is
-    compiled for every shape: seconds for a model."""
+def without_draws(keras: Any, *, most_bytes: float = math.inf) -> Iterator[None]:
+    """Weights are 0 at first: they get their values later, and on JAX the drawing of initial ones
+    is compiled for every shape, seconds for a model.
+
+    Raises: ValueError where they come to more than `most_bytes`, before these are taken."""
+    total = 0
 
     def zeros(self: Any, shape: Any, dtype: Any = None, **_: Any) -> np.ndarray:
-        return np.zeros(shape, dtype or keras.config.floatx())
+        nonlocal total
+        dtype = np.dtype(dtype or keras.config.floatx())
+        total += math.prod(shape) * dtype.itemsize
+        if total > most_bytes:
+            raise ValueError(f"its layers have more than {most_bytes / 1e9:.1f} GB of weights")
+        return np.zeros(shape, dtype)
 
-    known = keras.initializers
-    kinds = (known.VarianceScaling, known.Orthogonal, known.RandomUniform, known.RandomNormal)
-    drawing = {kind: kind.__call__ for kind in (*kinds, known.TruncatedNormal)}
+    known = vars(keras.initializers).values()
+    kinds: list[Any] = [one for one in known if isinstance(one, type) and "__call__" in vars(one)]
+    drawing = {kind: kind.__call__ for kind in kinds}
     try:
         for kind in drawing:
             kind.__call__ = zeros

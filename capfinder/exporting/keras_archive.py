@@ -86,10 +86,15 @@ def load(archive: Archive) -> Any:
     Raises: InputError when Keras can't read it."""
     library = libraries.keras()
     try:
-        with keras.without_draws(library):
+        with keras.without_draws(library, most_bytes=_most_bytes(archive.path)):
             return library.models.load_model(archive.path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a loader raises, the file is unusable
         raise InputError(f"{archive.path}: Keras can't load it ({_first_line(error)})") from error
+
+
+def _most_bytes(path: Path) -> int:
+    """More than the weights in a file of this size can have, be it packed or of fewer bits."""
+    return 16 * path.stat().st_size + 2**26
 
 
 def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
