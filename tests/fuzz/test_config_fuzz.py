@@ -27,7 +27,7 @@ from capfinder.errors import SettingsError
 
 SEED = 5
 CASES = 25 * len(KINDS)
-COMMANDS = 50
+COMMANDS = 16
 VALID = Case(b"{}", outcome="valid")
 SAID = f"Stages: etl\n{preparation.__name__}. Nothing was written (dry run).\n"
 
