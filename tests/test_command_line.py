@@ -245,7 +245,8 @@ def test_the_comet_archive_holds_the_run(first_run):
 def test_a_rerun_reuses_dataset_study_and_training(first_run, caps):
     _, output_dir = first_run
     before = {path: path.stat().st_mtime_ns for path in (output_dir / "best_model").rglob("*")}
-    again = _run("launch.py", "--config=configs/cnn_lstm.py", *_options(caps, output_dir))
+    options = _options(caps, output_dir, export_params__formats=json.dumps(FORMATS))
+    again = _run("launch.py", "--config=configs/cnn_lstm.py", *options)
     assert again.returncode == 0, again.stderr
     assert [path.name for path in (output_dir / "dataset" / "cap_data").glob("[0-9]*")] == ["1.0.0"]
     assert "already" in again.stdout
