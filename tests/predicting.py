@@ -13,7 +13,6 @@ import pytest
 from csv_input import write_classes
 
 from capfinder import cli
-from capfinder.evaluation import composition
 
 LENGTH, CLASSES = 24, 3
 NAMES = ("cap_0", "cap_1", "cap_2")
@@ -64,8 +63,6 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patched, jax_settings.restored():
         patched.setenv("HOME", str(root / "home"))
         patched.delenv("XDG_CACHE_HOME", raising=False)
-        # Of a model that has learned next to nothing they take far longer than of others.
-        patched.setattr(composition, "REPLICATES", 50)
         yield root
 
 

@@ -56,7 +56,10 @@ ENVIRONMENT = {
 }
 
 
-FASTER = ENVIRONMENT | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}  # by a fifth in all
+# To compile; by a third in all.
+FASTER = ENVIRONMENT | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+}
 FORMATS = ["keras", "h5", "saved_model", "onnx"]
 
 
@@ -366,7 +369,7 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=FASTER,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

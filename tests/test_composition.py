@@ -18,6 +18,8 @@ def problems(draw):
     classes = draw(st.integers(2, 5))
     skill = draw(st.sampled_from([0.0, 0.3, 1.0, 5.0, 100.0]))
     rows = rng.dirichlet(np.full(classes, 0.5), classes) + skill * np.eye(classes)
+    if draw(st.booleans()):  # mistakes that are never made
+        rows = np.where(rng.random(rows.shape) < 0.4, 0, rows) + 1e-3 * np.eye(classes)
     return rng.dirichlet(np.full(classes, 0.7)), rows / rows.sum(axis=1, keepdims=True)
 
 
@@ -69,6 +71,17 @@ def test_no_shares_are_likelier(problem):
         options={"maxiter": 500, "ftol": 1e-12},
     )
     assert likelihood(found, seen, rows) >= -other.fun - 1e-6
+
+
+@given(problems())
+@settings(max_examples=200)
+def test_the_likelihood_rises_in_no_direction(problem):
+    """For each true class the slope is at most what scaling all shares would give, which is 1."""
+    seen, rows = problem
+    (found,) = composition.shares(seen[None], rows[None])
+    expected = found @ rows
+    ratio = np.divide(seen, expected, out=np.zeros_like(seen), where=expected > 0)
+    assert (rows @ ratio).max() <= 1 + 1e-8
 
 
 @given(problems(), st.randoms(use_true_random=False))
@@ -134,7 +147,7 @@ def test_what_cannot_be_corrected_is_said_and_left_out():
 
 
 def test_a_model_that_knows_nothing_gives_numbers_all_the_same():
-    """EM's path is straight there: nothing bends it but rounding."""
+    """Any shares are as likely there."""
     for confusion in ([[20, 0, 0], [20, 0, 0], [20, 0, 0]], [[0, 20], [0, 20]]):
         counts = [40 if any(column) else 0 for column in zip(*confusion, strict=True)]
         found = composition.corrected(counts, confusion)
