@@ -112,9 +112,9 @@ def shares(seen: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if max(gap.max(initial=0), np.abs(gradient - z).max(initial=0)) < _PRECISION:
             break
         target = _SHRINK * gap[:, None] / classes / x
-        system = np.einsum("rij,rj,rkj->rik", rows, ratio / expected, rows)
-        system[:, diagonal, diagonal] += z / x
-        step = np.linalg.solve(system, (target - gradient)[..., None])[..., 0]
+        curvature = np.einsum("rij,rj,rkj->rik", rows, ratio / expected, rows)
+        curvature[:, diagonal, diagonal] += z / x
+        step = np.linalg.solve(curvature, (target - gradient)[..., None])[..., 0]
         other = target - z - z / x * step
         x = x + _share_of_step(x, step) * step
         z = z + _share_of_step(z, other) * other
