@@ -65,6 +65,6 @@ def _fail(message: str, exit_code: int, error: BaseException) -> int:
     log.file_only(logging.ERROR, message)
     if log.logger.level == logging.DEBUG:
         text = "".join(traceback.format_exception(error))
-        sys.stderr.write(text)
+        sys.stderr.writelines(f"{log.printable(line)}\n" for line in text.splitlines())
         log.file_only(logging.ERROR, text)
     return exit_code

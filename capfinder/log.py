@@ -134,6 +134,7 @@ def start(logs_dir: Path | None, *, debug: bool = False, beside: bool = False) -
 
 def stop() -> None:
     """Closes every handler that `start` added."""
+    logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

@@ -256,6 +256,18 @@ def test_the_api_key_is_written_nowhere(root: Path, finished: Ended) -> None:
     assert KEY not in finished.shown
 
 
+def test_a_traceback_hides_the_api_key(root: Path, tmp_path: Path) -> None:
+    (tmp_path / f"data__{KEY}.csv.gz").write_bytes(b"not packed")
+    path = tmp_path / "train.json"
+    values = json.loads(json.dumps(VALUES)) | {"debug_code": True}
+    values["etl_params"]["caps_data_dir"] = str(tmp_path)
+    values["shared_params"]["output_dir"] = str(tmp_path / "out")
+    path.write_text(json.dumps(values))
+    ended = Ended("train-model", "--config_file", path, "--stage=etl")
+    assert ended.code == 2 and "data__***.csv.gz" in ended.error
+    assert "Traceback" in ended.shown and KEY not in ended.shown
+
+
 def test_a_setting_that_holds_the_api_key_is_refused_without_showing_it(
     root: Path, finished: Ended, tmp_path: Path
 ) -> None:
