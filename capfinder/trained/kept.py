@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from capfinder import files, trained
+from capfinder import trained
 from capfinder.errors import InputError
 from capfinder.log import logger
 from capfinder.trained import stored
@@ -22,7 +22,7 @@ def source(path: Path, copy: Path, *, keep: bool) -> Classifier:
         return _in_its_place(path, copy)
     if keep and path != copy:
         record = {"source": str(path), **stored.record_of(classifier)}
-        if not _holds(copy, record):
+        if not stored.holds(copy, record):
             stored.write(classifier, record, copy)
     return classifier
 
@@ -37,12 +37,3 @@ def _in_its_place(path: Path, copy: Path) -> Classifier:
         raise InputError(f"{path}: no such file or directory; the copy in {copy} is of {known}")
     logger.warning("%s is gone; its copy in %s is used", path, copy)
     return classifier
-
-
-def _holds(copy: Path, record: dict[str, object]) -> bool:
-    try:
-        known = stored.read_record(copy)
-        stored.load(copy)
-    except InputError:  # none yet, or one that isn't whole
-        return False
-    return files.fingerprint(known) == files.fingerprint(record)

@@ -62,6 +62,17 @@ def write(classifier: Classifier, record: Mapping[str, Any], directory: Path) ->
         files.write_json(partial / RECORD, files.sealed(record))
 
 
+def holds(directory: Path, record: Mapping[str, Any]) -> bool:
+    """Whether `write` has put there what `record` tells of, and it is whole."""
+    try:
+        if files.fingerprint(read_record(directory)) != files.fingerprint(record):
+            return False
+        _weights(directory, record["weights_sha256"])
+    except InputError:
+        return False
+    return True
+
+
 def load(directory: Path) -> Classifier:
     """A model that `write` has put there; JAX is set up for it.
 
