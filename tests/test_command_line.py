@@ -155,6 +155,9 @@ def _assert_is_complete(
     exports = _read(output_dir / "run.json")["exports"]
     assert [row["name"] for row in exports] == list(formats)
     assert all((output_dir / row["path"]).exists() for row in exports)
+    best_model = output_dir / "best_model"
+    assert (best_model / "best_model_weights.weights.h5").exists()
+    assert (best_model / "saved_model" / "saved_model.pb").exists() is ("saved_model" in formats)
     assert not list(output_dir.rglob(".partial-*"))
 
 
