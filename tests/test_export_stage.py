@@ -297,31 +297,30 @@ def test_what_is_known_of_the_model_is_told_of_it(tmp_path):
     assert result.about["class_map"] == {"7": 0, "8": 1, "9": 2}
 
 
-def test_a_signal_ends_the_process_that_reloads_and_leaves_nothing(tmp_path, cold_reloads):
+def test_a_signal_ends_the_process_that_reloads_and_leaves_nothing(
+    tmp_path, monkeypatch, cold_reloads
+):
     def stop(signum, frame):
         raise StoppedError("stopped", 143)
 
+    def ask_nothing(*request):
+        """As if it took its time: there is never an answer."""
+        started.extend(set(children.read_text().split()) - before)
+        threading.Timer(0.2, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1)).start()
+
+    monkeypatch.setattr(reload, "write_request", ask_nothing)
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     before = set(children.read_text().split())
     earlier = signal.signal(signal.SIGUSR1, stop)
     started = []
-
-    def when_it_runs():
-        while not started:
-            started.extend(set(children.read_text().split()) - before)
-            time.sleep(0.01)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
-
-    watcher = threading.Thread(target=when_it_runs)
-    watcher.start()
     try:
         with pytest.raises(StoppedError):
             run(tmp_path, trained(), ("onnx",))
     finally:
-        watcher.join()
         signal.signal(signal.SIGUSR1, earlier)
     assert contents(tmp_path) == {}
-    assert not any(Path(f"/proc/{child}").exists() for child in started)
+    assert len(started) == 1
+    assert not Path(f"/proc/{started[0]}").exists()
 
 
 def test_the_process_that_reloads_ends_with_who_asks(tmp_path):
