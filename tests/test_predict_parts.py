@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import itertools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -80,7 +81,7 @@ def test_out_of_memory_names_the_batch_size_and_what_to_do(monkeypatch):
     def full(*given, **more):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
 
-    monkeypatch.setattr(inference, "_logits", full)
+    monkeypatch.setattr(inference, "_logits", SimpleNamespace(lower=full))
     signals = np.zeros((3, SMALL_LENGTH), np.float16)
     with pytest.raises(StageFailedError, match=r"scoring 2 reads at once.*--batch_size"):
         scored(trained(small_model("cnn_lstm")), [signals], 2)
@@ -100,6 +101,18 @@ def test_a_batch_that_no_memory_holds_is_blamed_on_its_size():
     signals = np.zeros((3, SMALL_LENGTH), np.float16)
     with pytest.raises(StageFailedError, match=r"Give a smaller number"):
         scored(trained(small_model("cnn_lstm")), [signals], 2**50)
+
+
+@pytest.mark.parametrize("of", ["host_bytes", "available_bytes"])
+def test_a_batch_that_plainly_needs_more_than_there_is_never_runs(monkeypatch, of):
+    """Linux would grant the memory, and then end the process, or another one."""
+    reads = 64
+    for name in ("host_bytes", "available_bytes"):
+        there = reads * SMALL_LENGTH if name == of else 1 << 40
+        monkeypatch.setattr(inference.memory, name, lambda there=there: there)
+    signals = np.zeros((3, SMALL_LENGTH), np.float16)
+    with pytest.raises(StageFailedError, match="scoring 64 reads at once"):
+        scored(trained(small_model("cnn_lstm")), [signals], reads)
 
 
 def test_reads_on_which_the_model_overflows_become_rejects():

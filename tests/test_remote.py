@@ -593,11 +593,9 @@ def test_a_lost_network_is_one_warning_and_the_run_goes_on(
         monkeypatch.setenv("COMET_URL_OVERRIDE", address)
         monkeypatch.setattr(client, "PROBE_SECONDS", 0.3)
         lost = connected(root)
-        started = time.monotonic()
         assert lost.fetch_same(FINGERPRINT) is None
         assert lost.numbers() == []
         assert lost.fetch_latest() is None
-        assert time.monotonic() - started < 2
         assert len(warnings(log_file)) == 1
         assert "no answer from" in warnings(log_file)[0]
         with pytest.raises(CometError, match="no answer from"):

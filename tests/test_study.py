@@ -238,7 +238,7 @@ time.sleep(600)
     started = time.monotonic()
     mine = study.next_trial()
     assert mine and mine.number == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60  # not after the minutes without a sign of life
     for trial in (mine, other):
         trial.leave()
 

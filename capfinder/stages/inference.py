@@ -21,6 +21,7 @@ from capfinder.errors import StageFailedError
 from capfinder.stages import memory
 from capfinder.stages.assembly import TrainedModel
 from capfinder.training import devices
+from capfinder.training.epoch import bytes_beyond_arguments, check_memory
 
 Payload = TypeVar("Payload")
 
@@ -95,14 +96,32 @@ def predict(
     batch_size, placement = batching.batch_size, batching.placement
     variables = placement.replicate(model.variables)
     compiling = threading.Lock()
+    checked = False
+
+    def check(signals: jax.Array) -> None:
+        compiled = _logits.lower(variables, signals, module=model.module).compile()
+        if (each := bytes_beyond_arguments(compiled)) is not None:
+            check_memory(AT_ONCE * each, memory.available_bytes(), what="scoring")
 
     def logits_of(batch: np.ndarray) -> np.ndarray:
+        nonlocal checked
         # "highest" as exports are compared: else a GPU rounds
         with _blamed_on(batch_size), jax.default_matmul_precision("highest"):
             signals = placement.split(batch, axis=0)
             with compiling:  # two threads at once would both compile
+                if not checked:
+                    check(signals)
+                    checked = True
                 logits = _logits(variables, signals, module=model.module)
             return np.asarray(logits)
+
+    def empty(length: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """(batch_size, length), new memory each time: the device may be reading the last one."""
+        with _blamed_on(batch_size):
+            if not checked:  # as many are on their way to the device or there
+                needed = 2 * AT_ONCE * batch_size * length * dtype.itemsize
+                check_memory(needed, memory.host_bytes(), what="scoring")
+            return np.zeros((batch_size, length), dtype)
 
     def collect(at_most: int) -> None:
         nonlocal ready
@@ -127,9 +146,7 @@ def predict(
             at = 0
             while at < len(signals):
                 if not filled:
-                    # New memory each time: the device may be reading the last one yet.
-                    with _blamed_on(batch_size):
-                        batch = np.zeros((batch_size, signals.shape[1]), signals.dtype)
+                    batch = empty(signals.shape[1], signals.dtype)
                 count = min(batch_size - filled, len(signals) - at)
                 batch[filled : filled + count] = signals[at : at + count]
                 filled, at = filled + count, at + count

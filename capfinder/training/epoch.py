@@ -94,10 +94,9 @@ class Calls:
         steps = _steps_of(piece)
         if self._available_bytes is not None and steps not in self._checked:
             self._checked.add(steps)
+            # JAX keeps what is compiled here for the call below.
             needed = bytes_beyond_arguments(self._program.lower(*arguments, **static).compile())
-            # Linux grants a process more than there is, and kills it when it comes to use that.
-            # JAX keeps what was compiled here for the call below.
-            _check_memory(needed, self._available_bytes())
+            check_memory(needed, self._available_bytes(), what="a step")
         result: tuple[TrainState, Sums, jax.Array] = self._program(*arguments, **static)
         return result
 
@@ -142,9 +141,12 @@ def bytes_beyond_arguments(compiled: jax.stages.Compiled) -> int | None:
     return int(memory.temp_size_in_bytes + own_output)
 
 
-def _check_memory(needed: int | None, available: int | None) -> None:
+def check_memory(needed: int | None, available: int | None, *, what: str) -> None:
+    """Linux grants a process more than there is, and kills it when it comes to use that.
+
+    Bytes; None: not known. Raises: MemoryError when there isn't enough for `what`."""
     if needed is not None and available is not None and needed > available:
-        raise MemoryError(f"a step needs {needed:,} bytes, {available:,} can be had")
+        raise MemoryError(f"{what} needs {needed:,} bytes, {available:,} can be had")
 
 
 def train_epoch(
