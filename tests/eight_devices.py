@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from small_models import OVERRIDES
+from sizes import TINY
 from test_cache import T as LENGTH
 from test_cache import make_split
 from test_loader import write_shards
@@ -75,7 +75,7 @@ def train(root: Path, model: str, residency: str, *, augment: bool, limit: int |
     made, validation = batches(root, residency, augment=augment, limit=limit)
     module: Any = MODULE
     if model != "tiny":
-        hyperparameters = models.parse_hyperparameters(model, OVERRIDES[model])
+        hyperparameters = models.parse_hyperparameters(model, TINY[model])
         module = models.architecture(model).build(hyperparameters, num_classes=3, dtype=np.float32)
     state = made.placement.replicate(fresh_state(module))
 

@@ -1,6 +1,4 @@
-"""Small models of every architecture with weights as after a training, for the tests of export.
-
-Widths repeat, since Keras on JAX compiles an initialiser for each new shape."""
+"""Small models of every architecture with weights as after a training, for the tests of export."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,35 +8,9 @@ import numpy as np
 from flax import linen as nn
 
 from capfinder import models
+from tests.sizes import TINY
 
 LENGTH, CLASSES = 48, 3
-_TRUNK = {
-    "conv_filters": (4, 4),
-    "conv_kernels": (5, 5),
-    "conv_dropouts": (0.1, 0.1),
-    "lstm_units": (4, 4),
-    "lstm_dropouts": (0.1, 0.1),
-    "dense_units": 4,
-}
-OVERRIDES: dict[str, dict[str, Any]] = {
-    "cnn_lstm": _TRUNK,
-    "attention_cnn_lstm": _TRUNK,
-    "encoder": {
-        "d_model": 4,
-        "num_heads": 2,
-        "head_size": 2,
-        "num_blocks": 1,
-        "feed_forward_units": 8,
-        "mlp_units": (4,),
-    },
-    "resnet": {
-        "stem_filters": 4,
-        "stage_filters": (4, 8),
-        "stage_kernels": (3, 3),
-        "stage_blocks": (1, 2),
-        "dense_units": 4,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +29,7 @@ class SmallModel:
 
 
 def small_model(model_type: str, *, seed: int = 0, dtype: str = "float32") -> SmallModel:
-    hyperparameters = models.parse_hyperparameters(model_type, OVERRIDES[model_type])
+    hyperparameters = models.parse_hyperparameters(model_type, TINY[model_type])
     module = models.architecture(model_type).build(
         hyperparameters, num_classes=CLASSES, dtype=np.dtype(dtype)
     )

@@ -18,9 +18,10 @@ from capfinder import cli, preparation, settings, trained
 from capfinder.errors import SettingsError
 from capfinder.models import ARCHITECTURES, architecture, parse_hyperparameters
 from capfinder.models.layers import HEAD
-from tests.small_models import LENGTH, OVERRIDES, SmallModel, small_model
+from tests.sizes import TINY
+from tests.small_models import LENGTH, SmallModel, small_model
 
-SMALL = OVERRIDES["cnn_lstm"]
+SMALL = TINY["cnn_lstm"]
 EPOCHS = 2
 
 

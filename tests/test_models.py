@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 import json
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,77 +12,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sizes import ODD, ODD_LENGTH, SMALL
 
 from capfinder.errors import SettingsError
 from capfinder.models import ARCHITECTURES, architecture, encoder, parse_hyperparameters
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
-TRUNK = {
-    "conv_filters": (8, 8),
-    "conv_kernels": (5, 3),
-    "conv_dropouts": (0.1, 0.1),
-    "lstm_units": (8,),
-    "lstm_dropouts": (0.1,),
-    "dense_units": 8,
-}
-SMALL: dict[str, dict[str, Any]] = {
-    "cnn_lstm": TRUNK,
-    "attention_cnn_lstm": TRUNK,
-    "encoder": {
-        "d_model": 16,
-        "num_heads": 2,
-        "head_size": 8,
-        "num_blocks": 1,
-        "feed_forward_units": 16,
-        "mlp_units": (16,),
-    },
-    "resnet": {
-        "stem_filters": 8,
-        "stem_kernel": 5,
-        "stage_filters": (8, 8),
-        "stage_kernels": (3, 3),
-        "stage_blocks": (1, 1),
-        "dense_units": 8,
-    },
-}
-# What the small models leave out: other depths, even kernels, odd lengths, one of everything.
-OTHER: dict[str, tuple[dict[str, Any], int]] = {
-    "cnn_lstm": (
-        {
-            "conv_filters": [3],
-            "conv_kernels": [4],
-            "conv_dropouts": [0.5],
-            "lstm_units": [5, 3, 4],
-            "lstm_dropouts": [0, 0, 0.3],
-        },
-        51,
-    ),
-    "attention_cnn_lstm": (
-        {
-            "conv_filters": [6, 4, 3],
-            "conv_kernels": [1, 2, 7],
-            "conv_dropouts": [0, 0, 0],
-            "lstm_units": [4, 7],
-            "lstm_dropouts": [0.2, 0.2],
-        },
-        90,
-    ),
-    "encoder": (
-        {"d_model": 5, "num_heads": 3, "head_size": 4, "num_blocks": 2, "mlp_units": [9, 7]},
-        101,
-    ),
-    "resnet": (
-        {
-            "stem_filters": 8,
-            "stem_kernel": 4,
-            "stage_filters": [8, 12, 12],
-            "stage_kernels": [2, 5, 3],
-            "stage_blocks": [2, 1, 2],
-        },
-        75,
-    ),
-}
 RELEASED = {  # the classifier in Capfinder 0.4.3
     "conv_filters": [64, 128, 32],
     "conv_kernels": [3, 7, 3],
@@ -195,9 +130,9 @@ def _copy(variables, twin):
 
 
 @every_architecture
-@pytest.mark.parametrize("variant", ["small", "other"])
+@pytest.mark.parametrize("variant", ["small", "odd"])
 def test_keras_twin_gives_the_same_logits(name, variant):
-    overrides, length = (SMALL[name], 500) if variant == "small" else OTHER[name]
+    overrides, length = (SMALL[name], 500) if variant == "small" else (ODD[name], ODD_LENGTH)
     h = parse_hyperparameters(name, overrides)
     module, signals = _build(name, overrides), _signals(length)
     variables = _trained_looking(module, signals)
@@ -329,7 +264,7 @@ def test_training_reads_score_alike_with_running_and_with_batch_statistics(name)
             running = accuracy(params, stats, use_batch=False)
             gap = abs(running - accuracy(params, stats, use_batch=True))
             assert gap < 0.1, f"epoch {epoch}"
-    assert running > 0.5
+    assert running > 0.4  # by chance 0.25
 
 
 def test_the_encoder_tells_signals_with_equal_padding_apart():

@@ -51,7 +51,7 @@ def scored(model: TrainedModel, parts: list[np.ndarray], batch_size: int) -> lis
 def test_a_read_gets_the_same_bits_wherever_it_stands_in_its_batch(monkeypatch):
     # Large enough for places to differ in their rounding, were the batch no multiple of 48.
     wide = {"stem_filters": 16, "stage_filters": (32,), "stage_kernels": (3,), "stage_blocks": (1,)}
-    monkeypatch.setitem(small_models.OVERRIDES, "resnet", wide)
+    monkeypatch.setitem(small_models.TINY, "resnet", wide)
     monkeypatch.setattr(small_models, "LENGTH", 62)
     model = trained(small_model("resnet"))
     rng = np.random.default_rng(1)

@@ -13,7 +13,8 @@ from capfinder import libraries, models
 from capfinder.exporting import import_check, keras, recognise
 from capfinder.exporting.keras_graph import UnlikeError
 from tests.keras_models import chain, stack, with_weights
-from tests.small_models import CLASSES, LENGTH, OVERRIDES
+from tests.sizes import TINY
+from tests.small_models import CLASSES, LENGTH
 
 SAME = 1e-6  # probabilities, two implementations of the same float32 arithmetic
 
@@ -353,7 +354,7 @@ class Named:
 def test_sums_and_attention_may_be_written_otherwise(model_type, layers):
     library, named = libraries.keras(), Named(layers)
     hyperparameters = models.parse_hyperparameters(
-        model_type, OVERRIDES[model_type] | {"learning_rate": 0.01}
+        model_type, TINY[model_type] | {"learning_rate": 0.01}
     )
     network = models.architecture(model_type).keras_twin(
         hyperparameters, num_classes=CLASSES, layers=named
@@ -371,7 +372,7 @@ def test_what_differs_behind_a_sum_is_found(layers):
         epsilon=1e-5 if name == "stage_1_block_0_conv_0_norm" else epsilon, name=name
     )
     named.Conv1D = layers.Conv1D
-    hyperparameters = models.parse_hyperparameters("resnet", OVERRIDES["resnet"])
+    hyperparameters = models.parse_hyperparameters("resnet", TINY["resnet"])
     network = models.architecture("resnet").keras_twin(
         hyperparameters, num_classes=CLASSES, layers=named
     )
@@ -444,7 +445,7 @@ DRAWN = {
 @settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_hyperparameters_are_read_back(model_type, data):
-    drawn = data.draw(DRAWN[model_type]) | {"learning_rate": 0.01}
+    drawn = data.draw(DRAWN.get(model_type, st.just(TINY[model_type]))) | {"learning_rate": 0.01}
     hyperparameters = models.parse_hyperparameters(model_type, drawn)
     found = recognised(with_weights(build_twin(model_type, hyperparameters)))
     assert (found.model_type, found.hyperparameters) == (model_type, hyperparameters)

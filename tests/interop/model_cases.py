@@ -81,7 +81,7 @@ def cases(model_types: Sequence[str] = tuple(ARCHITECTURES)) -> list[Case]:
             Case(model_type, "default", {}, USUAL_LENGTH),
             Case(model_type, "cuts", {}, 401, USUAL_LENGTH),
             Case(model_type, "pads", {}, 611, USUAL_LENGTH),
-            Case(model_type, "odd", ODD[model_type], ODD_LENGTH),
+            Case(model_type, "odd", ODD.get(model_type, {}), ODD_LENGTH),
         )
     ]
 
