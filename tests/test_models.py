@@ -1,6 +1,8 @@
 import dataclasses
 import functools
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from sizes import ODD, ODD_LENGTH, SMALL
 
 from capfinder.errors import SettingsError
 from capfinder.models import ARCHITECTURES, architecture, encoder, parse_hyperparameters
+from capfinder.models.hyperparameters import hyperparameter
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -428,6 +431,31 @@ def test_whole_numbers_are_good_floats_and_lists_become_tuples():
 def test_an_unknown_model_is_answered_with_the_nearest():
     with pytest.raises(SettingsError, match=r"'cnn_lstn' is not one of .* mean 'cnn_lstm'"):
         architecture("cnn_lstn")
+
+
+def test_an_architecture_is_told_what_it_lacks(monkeypatch):
+    whole = architecture("cnn_lstm")
+    half = types.ModuleType("half")
+    half.build, half.Hyperparameters = whole.build, whole.Hyperparameters
+    monkeypatch.setitem(sys.modules, "half", half)
+    monkeypatch.setitem(ARCHITECTURES, "half", "half")
+    with pytest.raises(SettingsError, match=r"half: has no minimum_length, .*, from_keras, which"):
+        architecture("half")
+
+
+def test_hyperparameters_that_are_no_numbers_with_a_range_are_refused(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        units: int = 3
+
+    @dataclasses.dataclass(frozen=True)
+    class Switched:
+        residual: bool = hyperparameter(True, low=0, high=1, meaning="adds the input")
+
+    for cls, name in ((Plain, "units"), (Switched, "residual")):
+        monkeypatch.setattr(architecture("cnn_lstm"), "Hyperparameters", cls)
+        with pytest.raises(SettingsError, match=rf"{cls.__name__}\.{name}: must be a number or"):
+            parse_hyperparameters("cnn_lstm", {})
 
 
 def test_a_signal_too_short_for_its_convolutions_is_refused_before_and_while_building():

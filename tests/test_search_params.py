@@ -83,6 +83,24 @@ def test_draws_lie_in_the_given_ranges_and_the_others_in_their_own(rng):
     assert all(units in (32, 64, 96, 128) for units in drawn.lstm_units)
 
 
+rates = st.integers(0, 95).map(lambda percent: percent / 100)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(list(models.ARCHITECTURES)), rates, rates, st.randoms())
+def test_rates_are_the_given_ones_not_rounded_to_the_usual_steps(model_type, one, other, rng):
+    low, high = sorted((one, other))
+    chosen = draw(model_type, {"*dropout*": {"choices": [one, other]}}, rng)
+    within = draw(model_type, {"*dropout*": {"low": low, "high": high}}, rng)
+    for found in (chosen, within):
+        for name, value in vars(found).items():
+            values = value if isinstance(value, tuple) else (value,)
+            if "dropout" in name and found is chosen:
+                assert set(values) <= {one, other}
+            elif "dropout" in name:
+                assert all(low <= rate <= high for rate in values)
+
+
 def test_the_usual_step_stays_only_where_it_still_fits():
     def values(override: dict[str, Any]) -> set[int]:
         overrides = {"dense_units": override}

@@ -44,6 +44,10 @@ def keras_twin(hyperparameters: Hyperparameters, *, num_classes: int, layers: An
     return twin
 
 
+def from_keras(layers: Any) -> None:
+    """Any other network might have these layers."""
+
+
 def minimum_length(hyperparameters: Hyperparameters) -> int:
     return 1
 

@@ -2,7 +2,8 @@
 
 An architecture is a module with these names (`cnn_lstm.py` is the one to copy):
 
-- `Hyperparameters`: frozen dataclass, every field with a good default, `learning_rate` among them
+- `Hyperparameters`: frozen dataclass of numbers and tuples of numbers, each a `hyperparameter` with
+  a good default, its range and its meaning, `learning_rate` among them
 - `build(hyperparameters, *, num_classes, dtype, frozen_trunk)`: the Flax module; signal (B, T, 1)
   -> logits; with a frozen trunk all before the head works as when scoring, also in training
 - `minimum_length(hyperparameters)`: the shortest signal, in samples, that the module takes
@@ -32,11 +33,21 @@ ARCHITECTURES = {
     "resnet": "capfinder.models.resnet",
 }
 
+NAMES = (  # of an architecture's module
+    "Hyperparameters",
+    "build",
+    "minimum_length",
+    "search_space",
+    "trial_parameters",
+    "keras_twin",
+    "from_keras",
+)
+
 
 def architecture(model_type: str) -> ModuleType:
     """The module behind a name of ARCHITECTURES.
 
-    Raises: SettingsError for an unknown name."""
+    Raises: SettingsError for an unknown name, and for a module that lacks one of NAMES."""
     if model_type not in ARCHITECTURES:
         near = get_close_matches(model_type, ARCHITECTURES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -44,7 +55,13 @@ def architecture(model_type: str) -> ModuleType:
             f"shared_params.model_type: {model_type!r} is not one of "
             f"{', '.join(ARCHITECTURES)}{hint}"
         )
-    return importlib.import_module(ARCHITECTURES[model_type])
+    module = importlib.import_module(ARCHITECTURES[model_type])
+    if lacking := [name for name in NAMES if not hasattr(module, name)]:
+        raise SettingsError(
+            f"{module.__name__}: has no {', '.join(lacking)}, which every architecture needs; "
+            f"{__name__} says what they are"
+        )
+    return module
 
 
 def parse_hyperparameters(

@@ -32,6 +32,12 @@ def parse(cls: type[T], overrides: Mapping[str, Any], *, model_type: str) -> T:
 
     Raises: SettingsError that names the key, the value, what is allowed and the nearest key."""
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, field in fields.items():
+        if "meaning" not in field.metadata or isinstance(field.default, bool):
+            raise SettingsError(
+                f"{cls.__module__}.{cls.__name__}.{name}: must be a number or a tuple of numbers, "
+                "declared by hyperparameter(...) with its range (0 to 1 for a switch)"
+            )
     values = {}
     for key, value in overrides.items():
         if key not in fields:

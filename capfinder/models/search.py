@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 KERNELS = (3, 5, 7)  # samples
+RATE_DIGITS = 12
 
 
 def suggest_dropout(trial: Any, name: str, low: float) -> float:
-    """A rate from `low` to 0.5 in steps of 0.1, free of the steps' rounding error."""
-    return round(trial.suggest_float(name, low, 0.5, step=0.1), 1)
+    """A rate from `low` to 0.5 in steps of 0.1, or of the user's range, free of the steps' rounding
+    error: 0.3, not 0.30000000000000004."""
+    return round(trial.suggest_float(name, low, 0.5, step=0.1), RATE_DIGITS)
 
 
 def flatten(values: Mapping[str, Any], depths: Mapping[str, str]) -> dict[str, Any]:
