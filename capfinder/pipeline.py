@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from capfinder import files, log, preparation, run_record, run_summary, settings
-from capfinder.errors import InputError
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
 from capfinder.run_context import Context, Done
@@ -59,7 +58,8 @@ def _run(config: ConfigDict, stages: tuple[str, ...], interrupt: Interrupt) -> N
     started = time.monotonic()
     tracking.check(config.tracking_params.mode)
     if stages != ("etl",):
-        preparation.check_hyperparameters(config)
+        preparation.check_model_settings(config)
+    preparation.say_what_is_unused(config)
     record = RunRecord(output_dir)
     context = Context(config, output_dir, record, interrupt, stages, class_names)
     if stages != ("etl",):
@@ -96,14 +96,8 @@ def _etl(context: Context) -> "Dataset":
     from capfinder.stages import etl
 
     config = context.config
-    asked = run_record.dataset_key(config)
     if "etl" not in context.stages:
-        known = context.record.values.get("dataset", {})
-        if known.get("asked") != asked:
-            raise InputError(
-                f"{context.output_dir}: holds no dataset of these settings yet; "
-                "run the etl stage first"
-            )
+        known = context.record.dataset_for(config)
         directory = run_record.inside(context.output_dir, known.get("directory"))
         dataset = versions.open_dataset(directory)
         _begin(context, dataset, known)
@@ -119,7 +113,7 @@ def _etl(context: Context) -> "Dataset":
             "version": dataset.version,
             "fingerprint": dataset.fingerprint,
             "why": result.why,
-            "asked": asked,
+            "asked": run_record.dataset_key(config),
         }
         _begin(context, dataset, facts)
     if result.is_unpublished:
@@ -145,6 +139,8 @@ def _publish(context: Context, dataset: "Dataset") -> None:
 
 
 def _begin(context: Context, dataset: "Dataset", facts: dict[str, Any]) -> None:
+    if not {"tune", "train"} & set(context.stages) and context.stages != ("etl",):
+        _check_trained(context, dataset)
     context.set_aside = context.record.begin(
         run_record.results_key(context.config, dataset.fingerprint),
         settings=settings.to_shown(context.config),
@@ -153,6 +149,19 @@ def _begin(context: Context, dataset: "Dataset", facts: dict[str, Any]) -> None:
         dataset=facts,
     )
     context.interrupted = dict(context.record.values.get("interrupted") or {})
+
+
+def _check_trained(context: Context, dataset: "Dataset") -> None:
+    """Stages that find nothing to work on mustn't set aside what is there.
+
+    Raises: as `Training.load`."""
+    from capfinder.stages import assembly, train
+
+    assembly.configure_jax(context.config)
+    hyperparameters = _known(context, dataset).hyperparameters
+    train.Training(
+        context.config, dataset=dataset, hyperparameters=hyperparameters, start=context.start
+    ).load()
 
 
 def _track_dataset(tracker: "Tracker", dataset: "Dataset") -> None:
@@ -165,16 +174,11 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
     from capfinder.stages import tune
 
     config, asked = context.config, context.config.tune_params.max_trials
-    if context.start is not None:
-        _skip_tuning(
-            context, "train_params.init_from: the hyperparameters are those of the model there"
-        )
-        return tune.TuneResult(context.start.hyperparameters, "init_from")
-    if asked == 0:
-        _skip_tuning(context, "tune_params.max_trials=0: model_params are trained")
-        return tune.without_study(config)
+    if why := preparation.why_not_tuned(context.config):
+        _skip_tuning(context, why)
+        return _known(context, dataset)
     if "tune" not in context.stages:
-        result = tune.best(config, dataset=dataset) or tune.without_study(config)
+        result = _known(context, dataset)
         was_interrupted = (context.record.values.get("tuning") or {}).get("interrupted", False)
         _note_tuning(context, result, was_interrupted)
         return result
@@ -202,6 +206,20 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
         context.record.update(tuning=result.as_record(context.output_dir))
     _note_tuning(context, result, result.interrupted)
     return result
+
+
+def _known(context: Context, dataset: "Dataset") -> "TuneResult":
+    """What is trained when nothing is tuned, or nothing more."""
+    from capfinder.stages import tune
+
+    if context.start is not None:
+        return tune.TuneResult(context.start.hyperparameters, "init_from")
+    best = (
+        None
+        if preparation.why_not_tuned(context.config)
+        else tune.best(context.config, dataset=dataset)
+    )
+    return best or tune.without_study(context.config)
 
 
 def _skip_tuning(context: Context, why: str) -> None:

@@ -10,6 +10,7 @@ from capfinder import capmap, log, models, settings, tracking
 from capfinder.allowed import shown
 from capfinder.errors import InputError, SettingsError
 from capfinder.log import logger
+from capfinder.run_record import RunRecord
 
 if TYPE_CHECKING:
     from capfinder.stages.start import Start
@@ -104,9 +105,13 @@ def class_names(config: ConfigDict) -> list[str]:
     )
 
 
-def check_hyperparameters(config: ConfigDict) -> None:
-    """What only the architecture can judge: a mistake must not show after hours of ETL."""
+def check_model_settings(config: ConfigDict) -> None:
+    """What only the architecture and the schedule can judge: a mistake must not show after hours of
+    ETL.
+
+    Raises: SettingsError."""
     from capfinder.stages import search_check
+    from capfinder.training import schedules
 
     model_type, target_length = config.shared_params.model_type, config.shared_params.target_length
     models.parse_hyperparameters(
@@ -118,6 +123,36 @@ def check_hyperparameters(config: ConfigDict) -> None:
         model_type=model_type,
         target_length=target_length,
     )
+    schedule = config.lr_scheduler_params.type
+    try:
+        schedules.make_schedule(
+            schedule, settings.schedule_params(config), learning_rate=1e-3, steps_per_epoch=1
+        )
+    except ValueError as error:
+        raise SettingsError(f"lr_scheduler_params.{schedule}: {error}") from None
+
+
+def say_what_is_unused(config: ConfigDict) -> None:
+    """Settings that were given and change nothing."""
+    values = settings.flat(settings.to_dict(config))
+    for key in sorted(settings.of_other_schedules(values)):
+        if values[key] != settings.BY_KEY[key].default:
+            logger.warning(
+                "%s=%s: not used, as lr_scheduler_params.type is %s",
+                key,
+                shown(values[key]),
+                config.lr_scheduler_params.type,
+            )
+    if config.search_params and (why := why_not_tuned(config)):
+        logger.warning("search_params: not used, as nothing is tuned (%s)", why)
+
+
+def why_not_tuned(config: ConfigDict) -> str:
+    if config.train_params.init_from is not None:
+        return "train_params.init_from: the hyperparameters are those of the model there"
+    if config.tune_params.max_trials == 0:
+        return "tune_params.max_trials=0: model_params are trained"
+    return ""
 
 
 def start(config: ConfigDict, *, keep: bool = False) -> "Start | None":
@@ -151,22 +186,27 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
     output_dir = Path(config.shared_params.output_dir)
     tracking.check(config.tracking_params.mode)
     if stages != ("etl",):
-        check_hyperparameters(config)
+        check_model_settings(config)
     _check_writable(output_dir)
     log.start(None)
+    say_what_is_unused(config)
     if "etl" in stages:
         _explain_input(config)
+    else:
+        RunRecord(output_dir).dataset_for(config)
     if stages != ("etl",):
         if not config.runtime_params.distributed:  # else there are those of the others, too
             check_devices(config)
         start(config)
     logger.info("Stages: %s", ", ".join(stages))
+    tune = config.tune_params
     logger.info(
-        "Model: %s, schedule %s, at most %d trials of %d epochs, then at most %d epochs",
+        "Model: %s, schedule %s, %s, then at most %d epochs",
         config.shared_params.model_type,
         config.lr_scheduler_params.type,
-        config.tune_params.max_trials,
-        config.tune_params.max_epochs_hpt,
+        "no tuning"
+        if why_not_tuned(config)
+        else f"at most {tune.max_trials} trials of {tune.max_epochs_hpt} epochs",
         config.train_params.max_epochs_final_model,
     )
     logger.info("Output: %s. Nothing was written (dry run).", output_dir)

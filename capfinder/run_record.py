@@ -102,8 +102,15 @@ def package_versions() -> dict[str, str]:
 def results_key(config: ConfigDict, dataset_fingerprint: str) -> str:
     """Equal for two runs that must give the same results."""
     values = settings.flat(settings.to_dict(config))
-    kept = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-    return files.fingerprint([kept, dataset_fingerprint])
+    return files.fingerprint([_with_effect(values), dataset_fingerprint])
+
+
+def _with_effect(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings by dotted keys those that may change results."""
+    unused = settings.of_other_schedules(flat)
+    return {
+        key: value for key, value in flat.items() if key not in WITHOUT_EFFECT and key not in unused
+    }
 
 
 def dataset_key(config: ConfigDict) -> str:
@@ -147,11 +154,7 @@ def _of_effect(values: Any) -> dict[str, str]:
         flat = settings.flat(values)
     except (SettingsError, AttributeError):
         return {}
-    return {
-        key: json.dumps(value, sort_keys=True)
-        for key, value in flat.items()
-        if key not in WITHOUT_EFFECT
-    }
+    return {key: json.dumps(value, sort_keys=True) for key, value in _with_effect(flat).items()}
 
 
 def keep_secrets(config: ConfigDict) -> None:
@@ -207,6 +210,18 @@ class RunRecord:
     @property
     def _path(self) -> Path:
         return self.output_dir / "run.json"
+
+    def dataset_for(self, config: ConfigDict) -> dict[str, Any]:
+        """What is noted of the dataset that these settings lead to.
+
+        Raises: InputError when there is none."""
+        known = self.values.get("dataset") or {}
+        if known.get("asked") != dataset_key(config):
+            raise InputError(
+                f"{self.output_dir}: holds no dataset of these settings yet; run the etl stage "
+                "first"
+            )
+        return dict(known)
 
     def begin(self, key: str, **facts: Any) -> SetAside | None:
         """Goes on with the results of `key`; those of other settings or data are set aside.

@@ -693,6 +693,21 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_flatten(values))
 
 
+def schedule_params(config: ConfigDict) -> dict[str, Any]:
+    """The settings of the schedule that is chosen; {} for one that has none."""
+    groups = to_dict(config)["lr_scheduler_params"]
+    return dict(groups.get(groups["type"], {}))
+
+
+def of_other_schedules(flat: Mapping[str, Any]) -> set[str]:
+    """Which of these dotted keys belong to a schedule that isn't chosen."""
+    group, chosen = "lr_scheduler_params.", flat.get("lr_scheduler_params.type")
+    of_schedules = {
+        key: key.removeprefix(group).split(".") for key in flat if key.startswith(group)
+    }
+    return {key for key, names in of_schedules.items() if len(names) > 1 and names[0] != chosen}
+
+
 def checked(config: ConfigDict, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config with dotted `overrides` on top, all of it validated."""
     return to_config(check(_overridden(to_dict(config), overrides or {})))

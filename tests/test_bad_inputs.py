@@ -1,12 +1,14 @@
 """Each mistake ends in one clear line and exit code 2, with nothing half-written."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from capfinder import cli
+from capfinder import cli, log
 
 READS = 12
 
@@ -119,13 +121,13 @@ BAD_DATA = {
     "wrong header": (_write("data__cap_1.csv", "a,b,c\r\n1,2,3\r\n"), ["data__cap_1.csv", "a,b,c"]),
     "absent class": (lambda caps: (caps / "data__cap_1.csv").unlink(), ["num_classes", "class"]),
     "surplus class": (lambda caps: _file(caps / "data__cap_2.csv", 2), ["num_classes", "class"]),
-    "mixed classes": (_bad_rows(_row("x1", 0, SIGNAL)), ["x1", "line 14", "class"]),
-    "NaN": (_bad_rows(_row("x2", 1, "0.5,nan,0.5")), ["x2", "line 14", "max_reject_fraction"]),
-    "a word": (_bad_rows(_row("x3", 1, "0.5,word")), ["x3", "max_reject_fraction"]),
+    "mixed classes": (_bad_rows(_row("x1", 0, SIGNAL)), ["x1", "line 14", "class", "'0'"]),
+    "NaN": (_bad_rows(_row("x2", 1, "0.5,nan,0.5")), ["x2", "line 14", "'nan'"]),
+    "a word": (_bad_rows(_row("x3", 1, "0.5,word")), ["x3", "'word'", "max_reject_fraction"]),
     "empty signal": (_bad_rows(_row("x4", 1, "")), ["x4", "empty"]),
     "truncated last line": (_bad_rows('x5,1,"0.5,0.'), ["x5", "truncated"]),
     "too few fields": (_bad_rows("x6,1\r\n"), ["field"]),
-    "bad cap_class": (_bad_rows(_row("x7", "one", SIGNAL)), ["x7", "cap_class"]),
+    "bad cap_class": (_bad_rows(_row("x7", "one", SIGNAL)), ["x7", "cap_class 'one'", "number"]),
     "one read in a class": (
         lambda caps: _file(caps / "data__cap_1.csv", 1, rows=1),
         ["at least one"],
@@ -174,6 +176,15 @@ BAD_OPTIONS = {
     "unknown key": (["--config.train_params.patiense=3"], ["did you mean train_params.patience"]),
     "wrong type": (["--config.train_params.patience=many"], ["whole number", "'many'"]),
     "out of range": (["--config.shared_params.train_test_fraction=1.5"], ["below 1", "1.5"]),
+    "misspelled choice": (
+        ["--config.shared_params.model_type=Resent"],
+        ["must be", "did you mean resnet?"],
+    ),
+    "misspelled choice of several": (
+        ["--config.export_params.formats=keras,onxx"],
+        ["a list of some of", "did you mean onnx?"],
+    ),
+    "no such choice": (["--config.shared_params.model_type=zzz"], ["| resnet"]),
     "unknown option": (["--stages=etl"], ["--stage"]),
     "unknown stage": (["--stage=elt"], ["did you mean etl"]),
     "unwritable output": (["--output_dir=/proc/capfinder"], ["/proc/capfinder", "output_dir"]),
@@ -206,6 +217,22 @@ def test_a_bad_option_is_one_clear_line(launch, monkeypatch, fault):
     _assert_nothing_half_written(output_dir)
 
 
+def test_a_closed_output_ends_a_run_with_a_line_and_a_rerun_goes_on(launch, monkeypatch):
+    monkeypatch.setattr(log.console, "quiet", False)  # and again afterwards: it is the module's
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed, contextlib.redirect_stdout(closed):
+        code, err, output_dir = launch()
+    assert code == 1
+    assert err.startswith("error: the output was closed; the same command goes on from here [log: ")
+    assert err.count("\n") == 1
+    (path,) = (output_dir / "logs").glob("*.log")
+    assert "the output was closed" in path.read_text().splitlines()[-1]
+    log.console.quiet = False
+    code, err, _ = launch()
+    assert code == 0, err
+
+
 def test_a_config_that_is_missing_or_broken_is_one_clear_line(tmp_path, capsys):
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config():\n    raise KeyError('nothing')\n")
@@ -214,17 +241,25 @@ def test_a_config_that_is_missing_or_broken_is_one_clear_line(tmp_path, capsys):
         _assert_one_clear_line(code, capsys.readouterr().err, str(path), word)
 
 
-def test_a_config_with_a_misspelled_setting_is_one_clear_line(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train_params.patiense = 3", "train_params.patiense, did you mean train_params.patience?"),
+        ("patience = 3", "as patience, did you mean tune_params.patience?"),
+        ("nosuch.a = 3", "no such setting as nosuch"),
+    ],
+)
+def test_a_config_with_a_misspelled_setting_is_one_clear_line(tmp_path, capsys, line, said):
     path = tmp_path / "mine.py"
     path.write_text(
         "from capfinder import settings\n"
         "def get_config():\n"
         "    config = settings.default_config()\n"
-        "    config.train_params.patiense = 3\n"
+        f"    config.{line}\n"
         "    return config\n"
     )
     code = cli.launch([f"--config={path}"])
-    _assert_one_clear_line(code, capsys.readouterr().err, str(path), "patiense")
+    _assert_one_clear_line(code, capsys.readouterr().err, f"{path}, line 4", said)
 
 
 def test_create_train_config_writes_the_template_and_never_over_a_file(tmp_path, capsys):

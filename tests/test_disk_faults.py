@@ -676,6 +676,15 @@ def test_a_clock_that_stands_still_or_goes_back_overwrites_nothing(
     assert len(set((copy / "logs").iterdir()) - logs) == 3
 
 
+def test_a_stage_that_finds_nothing_to_work_on_moves_no_results(
+    root: Path, undisturbed: Path, copy: Path
+):
+    for changed in ("train_params.patience=7", "model_params.learning_rate=0.02"):
+        ended = launch(root, copy, "--stage=evaluate,export", f"--config.{changed}")
+        assert ended.code != 0 and "run the train stage first" in ended.shown, ended.shown
+    assert_same_result(copy, undisturbed)
+
+
 def test_a_writer_s_files_are_cleared_by_its_own_machine_alone(tmp_path: Path):
     """Process ids say nothing about the processes of another one."""
     dead = subprocess.run(

@@ -89,7 +89,9 @@ def test_names_are_the_users_and_those_of_the_classes_in_the_files(caps, tmp_pat
     assert ended.code == 0, ended.shown
     names = {r["predicted_cap_class"]: r["predicted_cap"] for r in ended.rows}
     assert names.items() <= {"0": "deux", "1": "a, b"}.items() and names
-    assert {r["cap_class"] for r in ended.rows} == {"0", "1", "2"}  # as in the files
+    given = [path.name.split("_")[3] for path in sorted(caps.iterdir()) for _ in range(60)]
+    own = {"0": "1", "1": "", "2": "0"}  # as the model numbers them; it doesn't know cap_1
+    assert [r["cap_class"] for r in ended.rows] == [own[cap_class] for cap_class in given]
     assert "a, b" in ended.shown
 
 
@@ -207,6 +209,22 @@ def test_parent_and_pod5_file_are_those_of_the_metadata(
     assert "parent_read_id" not in predicted.lines[0]
 
 
+def test_fields_of_metadata_that_are_too_long_count_as_empty(run_dir, caps, predicted, tmp_path):
+    own = tmp_path / "caps"
+    shutil.copytree(caps, own)
+    names = [line["read_id"] for line in predicted.rows]
+    metadata(own / "metadata__a.csv", "read_id,pod5_file", [f"{names[9]},x.pod5"])
+    lines = [f"{names[0]},p,q", f"{names[1]},{'p' * 257},q", f"{names[2]},{'p' * 256},{'é' * 129}"]
+    lines += [f"{'r' * 10_000},p,q", f"{names[3]},p,q"]
+    metadata(own / "metadata__b.csv", "read_id,parent_read_id,pod5_file", lines)
+    ended = predict(run_dir, own, tmp_path / "out")
+    assert ended.code == 0, ended.shown
+    found = [(r["parent_read_id"], r["pod5_file"]) for r in ended.rows[:5]]
+    assert found == [("p", "q"), ("", "q"), ("p" * 256, ""), ("p", "q"), ("", "")]
+    (warning,) = [line for line in ended.shown.splitlines() if "taken for empty" in line]
+    assert "metadata__b.csv, row 2 below the header: " in warning and ": 3)" in warning
+
+
 def test_metadata_that_are_broken_in_the_middle_are_an_error_before_the_work(
     run_dir, caps, tmp_path
 ):
@@ -321,6 +339,8 @@ def test_batch_size_is_what_is_compiled_and_changes_no_result(
         shapes.append(signals.shape)
         return logits(variables, signals, **more)
 
+    noted.lower = logits.lower
+    noted.lower = logits.lower  # type: ignore[attr-defined]
     monkeypatch.setattr(inference, "_logits", noted)
     ended = predict(run_dir, caps, tmp_path, "--batch_size", 50)
     assert ended.code == 0, ended.shown
@@ -396,8 +416,9 @@ def test_input_that_is_none_is_said_in_one_line(run_dir, tmp_path):
     assert "Correct the files" not in line
     (empty / "b.csv").rename(empty / "b.csv.gz")
     assert "can't be decompressed" in failed(predict(run_dir, empty, tmp_path / "o"))
-    line = failed(predict(run_dir, empty, tmp_path / "o", "--batch_size", 0))
-    assert "--batch_size=0" in line
+    for size in (0, 10**20 - 1):
+        line = failed(predict(run_dir, empty, tmp_path / "o", "--batch_size", size))
+        assert f"--batch_size={size}: must be from 1 to 2147483647" in line
 
 
 def test_the_input_directory_is_no_place_for_predictions(run_dir, caps):
@@ -405,6 +426,77 @@ def test_the_input_directory_is_no_place_for_predictions(run_dir, caps):
     ended = predict(run_dir, caps, caps)
     assert ended.code == 2 and "choose another" in ended.shown
     assert sorted(caps.iterdir()) == before
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_an_output_directory_that_is_no_path_is_refused(run_dir, caps, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    given = ("-m", run_dir, "-c", caps, "-o", path)
+    ended = predicting.capfinder(tmp_path, "predict", *given)
+    assert ended.code == 2 and "is no path; name a directory" in ended.shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_its_own_is_neither_replaced_nor_removed(run_dir, caps, tmp_path):
+    def refused(command, directory: Path, name: str) -> None:
+        before = kept(tmp_path)
+        ended = command(run_dir, tmp_path / "no caps", directory)  # said before anything is read
+        assert ended.code == 2 and f"{directory / name}: " in ended.shown, ended.shown
+        assert "choose another" in ended.shown and "unexpected" not in ended.shown
+        assert kept(tmp_path) == before
+
+    for name in ("metrics.json", "confusion_matrix.csv", "predictions.csv", "composition.json"):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / name).write_text('{"outputs": 1}')
+        refused(predicting.evaluate, directory, name)
+    for name in ("predictions.csv", "composition.json", ".unfinished/notes.txt"):
+        directory = tmp_path / f"directory {name.partition('/')[0]}"
+        (directory / name).mkdir(parents=True)
+        refused(predict, directory, name)
+    for name in (".unfinished", "logs"):
+        directory = tmp_path / f"file {name}"
+        directory.mkdir()
+        (directory / name).touch()
+        refused(predict, directory, name)
+    mine = tmp_path / "metrics.json"
+    (mine / "confusion_matrix.csv").write_text("mine")
+    ended = predict(run_dir, caps, mine)
+    assert ended.code == 0, ended.shown
+    assert (mine / "metrics.json").read_text() == '{"outputs": 1}'
+    assert (mine / "confusion_matrix.csv").read_text() == "mine"
+    refused(predicting.evaluate, mine, "metrics.json")
+
+
+def kept(directory: Path) -> dict[Path, bytes | None]:
+    return {p: p.read_bytes() if p.is_file() else None for p in directory.rglob("*")}
+
+
+@pytest.mark.parametrize("command", [predict, predicting.evaluate])
+def test_the_evaluation_of_a_run_is_no_place_for_predictions(caps, tmp_path, command):
+    (tmp_path / "run.json").write_text("{}")
+    ended = command(tmp_path, caps, tmp_path / "evaluation")
+    assert ended.code == 2 and "keeps its own evaluation; choose another" in ended.shown
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_reads_that_are_given_twice_are_warned_of(run_dir, caps, tmp_path):
+    own = tmp_path / "caps"
+    own.mkdir()
+    sources = sorted(caps.iterdir())
+    header, *lines = sources[0].read_text().splitlines()
+    write(own / "a.csv", lines)
+    write(own / "b.csv", lines[::-1])
+    (own / "c.csv.gz").write_bytes(gzip.compress("\n".join([header, *lines]).encode()))
+    shutil.copyfile(sources[1], own / "d.csv")
+    (own / "d.csv.gz").write_bytes(gzip.compress("\n".join([header, *lines[:5]]).encode()))
+    ended = predict(run_dir, own, tmp_path / "out")
+    assert ended.code == 0, ended.shown
+    same, packed = composed(ended)["warnings"][:2]
+    assert same.startswith("a.csv, b.csv, c.csv.gz: hold the same 60 read_ids")
+    assert "weigh 3 times as much" in same
+    assert packed.startswith("d.csv, d.csv.gz: may be one file, packed and not")
+    assert f"Note: {same}" in ended.shown and f"Note: {packed}" in ended.shown
 
 
 def test_the_model_is_the_one_that_run_json_speaks_of(run_dir, caps, predicted, tmp_path):

@@ -126,10 +126,34 @@ def test_without_data_there_must_be_a_dataset(explain, tmp_path):
 def test_data_are_looked_at_only_when_the_etl_is_to_run(explain, tmp_path):
     (tmp_path / "caps" / "broken.csv").write_text("a,b\n")
     _refused(explain, "broken.csv")
-    assert "Nothing was written" in explain(stages=("train",))
+    _refused(explain, "holds no dataset of these settings yet", stages=("train",))
 
 
 def test_hyperparameters_are_judged_only_when_a_model_is_to_be_built(explain):
     with pytest.raises(SettingsError, match=r"model_params\.dense_unit:"):
         explain(model_params={"dense_unit": 8})
     assert "Nothing was written" in explain(stages=("etl",), model_params={"dense_unit": 8})
+
+
+def test_a_schedule_that_cant_be_made_is_told_before_the_dataset_is_built(explain, monkeypatch):
+    def refuse(*given, **more):
+        raise ValueError("needs more steps")
+
+    monkeypatch.setattr("capfinder.training.schedules.make_schedule", refuse)
+    kind = "lr_scheduler_params__type"
+    _refused(explain, "lr_scheduler_params.sgdr: needs more steps", **{kind: "sgdr"})
+
+
+def test_settings_that_change_nothing_are_named(explain):
+    cycle, search = "lr_scheduler_params.sgdr.cycle_length=9", {"dense_units": {"high": 48}}
+    text = explain(lr_scheduler_params__sgdr__cycle_length=9, search_params=search)
+    assert f"{cycle}: not used, as lr_scheduler_params.type is reduce_lr_on_plateau" in text
+    assert "search_params" not in text and "at most 5 trials of 3 epochs" in text
+    text = explain(
+        lr_scheduler_params__type="sgdr",
+        lr_scheduler_params__sgdr__cycle_length=9,
+        search_params=search,
+        tune_params__max_trials=0,
+    )
+    assert "search_params: not used, as nothing is tuned (tune_params.max_trials=0" in text
+    assert cycle not in text and "no tuning, then at most" in text

@@ -12,6 +12,7 @@ import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import in_process
@@ -35,7 +36,7 @@ from capfinder.interrupts import Interrupt
 from capfinder.models import search
 from capfinder.stages import assembly, evaluate, inference, memory, tune
 from capfinder.stages.study import Plan, Study
-from capfinder.stages.train import Training
+from capfinder.stages.train import Training, TrainResult
 from capfinder.tracking import Tracker
 from capfinder.training.checkpoint import Checkpoints
 from capfinder.training.loop import DivergedError
@@ -606,6 +607,13 @@ def test_an_epoch_longer_than_checkpoint_minutes_is_saved_in_its_middle(
         assert steps == expected
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(1, "1 epoch ("), (2, "2 epochs (")])
+def test_a_training_tells_how_many_epochs_it_took(epochs, said):
+    history = [{"val_loss": 1.0, "val_accuracy": 0.5}] * epochs
+    model: Any = SimpleNamespace(best_epoch=1)
+    assert TrainResult("", model, history, "max_epochs", "").summary().startswith(said)
+
+
 def test_the_one_seed_decides_weights_dropout_and_order(whole_run, dataset, tmp_path):
     def drawn(seed: int) -> list[bytes]:
         config = changed(whole_run, tmp_path, tune_params__seed=seed)
@@ -791,6 +799,7 @@ def test_evaluation_has_a_batch_size_of_its_own_that_changes_no_figure(
         sizes.append(len(signals))
         return logits(variables, signals, **more)
 
+    noted.lower = logits.lower
     monkeypatch.setattr(inference, "_logits", noted)
     hyperparameters = tune.best(changed(whole_run, whole_run.output_dir), dataset=dataset)
     config = changed(whole_run, whole_run.output_dir)

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,9 @@ def test_what_killed_writers_left_goes_and_what_live_ones_write_stays(tmp_path: 
         capture_output=True,
         check=True,
     ).stdout.strip()
+    here = f"{ended}+{socket.gethostname()}"
     left = [f"{files.PARTIAL}run.json-{ended}.json", f"{files.PARTIAL}probe-{ended}"]
+    left += [f"{files.PARTIAL}notes-{here}-earlier", f"{files.PARTIAL}notes-{here}"]
     kept = [f"{files.PARTIAL}run.json-{os.getpid()}.json", "run-1.json", "notes"]
     for name in [*left, *kept]:
         (tmp_path / name).touch()
@@ -71,6 +74,23 @@ def test_a_writer_uses_a_name_that_remove_dead_understands(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_that_a_killed_writer_had_moved_away_comes_back(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from capfinder import files\n"
+        "path = Path(sys.argv[1])\n"
+        "with files.atomic_directory(path) as partial:\n"
+        "    (partial / 'new').touch()\n"
+        "    Path.replace = lambda old, new: (os.rename(old, new), os._exit(1))"
+    )
+    directory = tmp_path / "saved-1"
+    directory.mkdir()
+    (directory / "old").touch()
+    subprocess.run([sys.executable, "-c", code, str(directory)], check=False)
+    assert not directory.exists()
+    files.remove_dead(tmp_path)
+    assert list(tmp_path.rglob("*")) == [directory, directory / "old"]
+
+
 def begin(
     output_dir: Path, fingerprint: str = "a", **changes: Any
 ) -> tuple[RunRecord, SetAside | None]:
@@ -88,7 +108,11 @@ def begin(
 
 def test_results_are_set_aside_with_a_word_on_every_setting_that_differs(tmp_path: Path) -> None:
     assert begin(tmp_path)[1] is None
-    no_effect: dict[str, Any] = {"debug_code": True, "tune_params__storage": "sqlite:///x.db"}
+    no_effect: dict[str, Any] = {
+        "debug_code": True,
+        "tune_params__storage": "sqlite:///x.db",
+        "lr_scheduler_params__sgdr__cycle_length": 9,  # the schedule is another one
+    }
     assert begin(tmp_path, **no_effect)[1] is None
     units: dict[str, Any] = {"model_params": {"lstm_units": (8,)}, "train_params__patience": 7}
     _, aside = begin(tmp_path, **no_effect, **units)
@@ -100,6 +124,11 @@ def test_results_are_set_aside_with_a_word_on_every_setting_that_differs(tmp_pat
     assert (aside.directory / "run.json").is_file()
     assert str(aside.directory) in str(aside) and "patience=7" in str(aside)
     assert begin(tmp_path, **units)[1] is None
+    _, aside = begin(tmp_path, **units, lr_scheduler_params__reduce_lr_on_plateau__patience=9)
+    assert aside is not None
+    key = "lr_scheduler_params.reduce_lr_on_plateau.patience"
+    assert aside.differences == [f"{key}=9 (was 5)"]
+    begin(tmp_path, **units)
     _, aside = begin(tmp_path, "b", **units)
     assert aside is not None and aside.differences == ["dataset 1.98.0 (was 1.97.0)"]
 

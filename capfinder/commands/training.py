@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import os
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from capfinder.allowed import shortened, shown
 from capfinder.commands.parsing import Commands, Parser, command
 from capfinder.errors import CapfinderError, InputError, SettingsError
 from capfinder.run_record import STAGES
+
+# As a ConfigDict says it, when it is set and when it is asked for.
+_UNKNOWN_KEY = re.compile(r"""Key "(.+?)" does not exist|^"?'(\w+)'"?$""")
 
 
 def launch(arguments: Sequence[str]) -> None:
@@ -89,11 +94,26 @@ def _load_config(path: Path, overrides: Mapping[str, object]) -> ConfigDict:
     except CapfinderError as error:
         raise SettingsError(f"{path}: {error}") from error
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise SettingsError(f"{path}: {type(error).__name__}: {text}") from error
+        raise SettingsError(_said_of(error, path)) from error
     if not isinstance(config, ConfigDict):
         raise SettingsError(f"{path}: get_config() must return a ConfigDict")
     return settings.checked(config, overrides)
+
+
+def _said_of(error: Exception, path: Path) -> str:
+    """What is wrong with a config file, where in it, and in a line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == str(path) and frame.line]
+    where = f"{path}, line {own[-1].lineno} ({own[-1].line})" if own else f"{path}"
+    text = " ".join(str(error).split())
+    unknown = _UNKNOWN_KEY.search(text) if isinstance(error, AttributeError) else None
+    if unknown:  # a ConfigDict lists all others, or none
+        name = unknown[1] or unknown[2]
+        words = re.findall(r"[\w.]+", own[-1].line or "") if own else []
+        written = next((word for word in words if word.endswith(name)), name)
+        key, known = written.removeprefix("config."), [*settings.BY_KEY, *settings.GROUPS]
+        return f"{where}: no such setting as {shortened(key)}{settings.nearest(key, known)}"
+    return f"{where}: {type(error).__name__}: {text}"
 
 
 def run_pipeline(config: ConfigDict, *, stages: tuple[str, ...], dry_run: bool) -> None:

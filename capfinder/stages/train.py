@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from capfinder import files, log, models
+from capfinder import files, log, models, settings
 from capfinder.data.versions import Dataset, open_dataset
 from capfinder.errors import InputError, SettingsError
 from capfinder.interrupts import Interrupt
@@ -39,9 +39,10 @@ class TrainResult:
 
     def summary(self) -> str:
         best = self.history[self.model.best_epoch - 1]
+        epochs = len(self.history)
         return (
-            f"{len(self.history)} epochs ({STOPPED_TEXT[self.stopped]}); best epoch "
-            f"{self.model.best_epoch}: val_loss {best['val_loss']:.4f}, "
+            f"{epochs} epoch{'' if epochs == 1 else 's'} ({STOPPED_TEXT[self.stopped]}); "
+            f"best epoch {self.model.best_epoch}: val_loss {best['val_loss']:.4f}, "
             f"val_accuracy {best['val_accuracy']:.1%}"
         )
 
@@ -119,10 +120,9 @@ class Training:
         validation_batches = assembly.evaluation_batches(
             config, self.dataset, "validation", placement=train_batches.placement
         )
-        scheduler = config.lr_scheduler_params
         schedule = schedules.make_schedule(
-            scheduler.type,
-            scheduler[scheduler.type].to_dict(),
+            config.lr_scheduler_params.type,
+            settings.schedule_params(config),
             learning_rate=self.hyperparameters.learning_rate,
             steps_per_epoch=train_batches.steps_per_epoch,
         )
@@ -257,7 +257,6 @@ def train_along(config: ConfigDict, *, start: Start | None, interrupt: Interrupt
 
 def _what_matters(config: ConfigDict) -> dict[str, Any]:
     """The settings that change the weights (the dataset and hyperparameters stand beside them)."""
-    scheduler = config.lr_scheduler_params
     return {
         "seed": config.tune_params.seed,
         "patience": config.train_params.patience,
@@ -268,7 +267,7 @@ def _what_matters(config: ConfigDict) -> dict[str, Any]:
         "compute_dtype": config.runtime_params.compute_dtype,
         "microbatch": config.runtime_params.microbatch,
         "use_augmentation": config.shared_params.use_augmentation,
-        "schedule": [scheduler.type, scheduler[scheduler.type].to_dict()],
+        "schedule": [config.lr_scheduler_params.type, settings.schedule_params(config)],
     }
 
 

@@ -122,13 +122,13 @@ def _good(place):
 @pytest.mark.parametrize("where", ["out", "case/beside.txt", "cwd/made"])
 def test_what_a_dry_run_writes_is_noticed(place, where, monkeypatch):
     assert place.run(_good(place)).code == 0
-    check = preparation.check_hyperparameters
+    check = preparation.check_model_settings
 
     def write(config):
         (place.here / where).mkdir()
         check(config)
 
-    monkeypatch.setattr(preparation, "check_hyperparameters", write)
+    monkeypatch.setattr(preparation, "check_model_settings", write)
     with pytest.raises(Mismatch, match="written"):
         place.run(_good(place))
     (place.here / where).rmdir()
