@@ -24,7 +24,11 @@ from tests.keras_models import chain, stack, with_weights
 from tests.small_models import CLASSES, LENGTH, small_model
 
 NAMES = ["cap_0", "m6A, cap", "cap_2-1"]
-MATRIX = [[5, 1, 0], [0, 6, 0], [1, 0, 5]]
+FIGURES = {
+    "accuracy": 0.9,
+    "accuracy_interval": [0.7, 0.97],
+    "confusion_matrix": [[5, 1, 0], [0, 6, 0], [1, 0, 5]],
+}
 SAME = 1e-6  # probabilities, two implementations of the same float32 arithmetic
 
 
@@ -162,7 +166,7 @@ def test_our_own_export_comes_back_to_the_bit(model_type, tmp_path):
         "class_names": NAMES,
         "class_map": {"0": 0, "5": 1, "3": 2},
         "hyperparameters": {"learning_rate": 0.0123},
-        "facts": {"test": {"accuracy": 0.9, "confusion_matrix": MATRIX}},
+        "facts": {"test": FIGURES},
     }
     keras.write_keras(twin, tmp_path / "own.keras", about)
     classifier = trained.load(tmp_path / "own.keras")
@@ -178,7 +182,7 @@ def test_our_own_export_comes_back_to_the_bit(model_type, tmp_path):
     assert classifier.model.hyperparameters == replace(model.hyperparameters, **learning_rate)
     assert classifier.class_names == NAMES
     assert classifier.class_map == {"0": 0, "5": 1, "3": 2}
-    assert classifier.facts.test == {"accuracy": 0.9, "confusion_matrix": MATRIX}
+    assert classifier.facts.test == FIGURES
 
 
 @pytest.mark.parametrize(

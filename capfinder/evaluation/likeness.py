@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from capfinder.allowed import is_number
 from capfinder.compiled import kernel
 from capfinder.etl.quality_warnings import MAX_MEAN, MAX_SPREAD_FACTOR
 
@@ -28,6 +29,7 @@ TOLERANCES = {"mean": 0.30, "spread": 0.18, "length": 0.20}
 RUN_DEVIATIONS = 3.0
 MAX_BETWEEN_FACTOR = 2.0  # of the standard deviation of the reads' means
 MIN_READS = 100  # of fewer only the gravest is said: they may be of a few molecules
+_LEAST, _MOST = 1e-4, 1e12  # of a profile's figures: they are divided by, and squared
 
 CAUSES = {
     "mean": "another way of z-scoring (over a part of the read, say), another chemistry, another "
@@ -151,18 +153,18 @@ def _is_profile(value: Any) -> bool:
 
     def are_numbers(part: Any, names: Sequence[str], least: float = 0.0) -> bool:
         return isinstance(part, Mapping) and all(
-            isinstance(part.get(name), float | int) and least <= part[name] < math.inf
-            for name in names
+            is_number(part.get(name)) and least <= part[name] <= _MOST for name in names
         )
 
     if not isinstance(value, Mapping) or not isinstance(value.get("classes"), list):
         return False
-    runs = value.get("between_runs_sd")
+    classes, runs = value["classes"], value.get("between_runs_sd")
     return (
-        len(value["classes"]) > 0
-        and all(are_numbers(one, ("spread", "length", "between_reads")) for one in value["classes"])
-        and all(are_numbers(one, ("mean",), -math.inf) for one in value["classes"])
-        and all(are_numbers(one, ("runs",), 1.0) for one in value["classes"])
+        len(classes) > 0
+        and all(are_numbers(one, ("mean",), -_MOST) for one in classes)
+        and all(are_numbers(one, ("spread", "length"), _LEAST) for one in classes)
+        and all(are_numbers(one, ("between_reads",)) for one in classes)
+        and all(are_numbers(one, ("runs",), 1.0) for one in classes)
         and isinstance(runs, Mapping)
         and are_numbers(runs, list(runs))
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from capfinder import capmap, settings
+from capfinder import capmap
 from capfinder.allowed import MOST_NAME_LENGTH, is_text
 from capfinder.errors import InputError, SettingsError, StageFailedError
 from capfinder.evaluation import facts
@@ -17,7 +17,7 @@ from capfinder.exporting import import_check, keras_archive, recognise
 from capfinder.exporting.keras_archive import Archive
 from capfinder.exporting.keras_graph import UnlikeError
 from capfinder.exporting.recognise import Recognised
-from capfinder.log import logger
+from capfinder.log import logger, printable
 from capfinder.stages import assembly
 from capfinder.stages.assembly import TrainedModel
 from capfinder.trained import stored
@@ -103,9 +103,9 @@ def _record(
     archive: Archive, found: Recognised, classifier: Classifier, difference: float
 ) -> dict[str, Any]:
     return {
-        "source": archive.path.name,
+        "source": printable(archive.path.name),
         "source_sha256": archive.sha256,
-        "keras_version": archive.keras_version,
+        "keras_version": printable(archive.keras_version),
         "input_length": found.input_length,
         "max_abs_difference": difference,
         **stored.record_of(classifier),
@@ -129,14 +129,9 @@ def _is_name(value: Any) -> bool:
 
 def _class_map(about: Mapping[str, Any], num_classes: int) -> dict[str, int]:
     """As the file has it, if that can be; {}: classes in files have the model's numbers."""
-    given = about.get("class_map")
-    if not isinstance(given, dict) or sorted(map(str, given.values())) != sorted(
-        map(str, range(num_classes))
-    ):
-        return {}
+    given = {"class_map": about.get("class_map", {}), "num_classes": num_classes}
     try:
-        own = {"etl_params.class_map": given, "shared_params.num_classes": num_classes}
-        settings.checked(settings.default_config(), own)
+        found: dict[str, int] = stored.config(given).etl_params.class_map.to_dict()
     except SettingsError:
         return {}
-    return dict(given)
+    return found

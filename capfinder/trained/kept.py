@@ -1,5 +1,6 @@
 """The model that a fine-tuning starts from: its run keeps a copy, and can go on once it is gone."""
 
+import os
 from pathlib import Path
 
 from capfinder import trained
@@ -17,7 +18,7 @@ def source(path: Path, copy: Path, *, keep: bool) -> Classifier:
     try:
         classifier = trained.load(path)
     except InputError:
-        if path.exists() or not stored.is_one(copy):
+        if os.path.exists(path) or not stored.is_one(copy):  # False for a name that is too long
             raise
         return _in_its_place(path, copy)
     if keep and path != copy:

@@ -10,15 +10,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from capfinder import files, models, settings
+from capfinder import files, settings
 from capfinder.errors import InputError, SettingsError, StageFailedError
 from capfinder.evaluation import facts
 from capfinder.stages import assembly
 from capfinder.stages.assembly import TrainedModel
+from capfinder.trained import checks
 from capfinder.trained.classifier import Classifier
 from capfinder.training.checkpoint import Checkpoints
 
 RECORD = "import.json"
+_SETTINGS = {  # of a record
+    "model_type": "shared_params.model_type",
+    "num_classes": "shared_params.num_classes",
+    "target_length": "shared_params.target_length",
+    "dtype": "shared_params.dtype",
+    "class_map": "etl_params.class_map",
+}
 _EPOCH = 0  # under which the weights are kept: which one it was isn't known
 
 
@@ -76,27 +84,31 @@ def holds(directory: Path, record: Mapping[str, Any]) -> bool:
 def load(directory: Path) -> Classifier:
     """A model that `write` has put there; JAX is set up for it.
 
-    Raises: InputError for one that isn't whole."""
-    path = directory / RECORD
+    Raises: InputError for one that isn't whole, or whose parts don't fit together."""
     record = read_record(directory)
     try:
-        hyperparameters = models.parse_hyperparameters(
-            record["model_type"], record["hyperparameters"]
+        known = config({name: record[name] for name in _SETTINGS})
+        hyperparameters = checks.hyperparameters(known, record["hyperparameters"])
+        class_names = checks.class_names(record["class_names"], known.shared_params.num_classes)
+        assembly.configure_jax(known)
+        model = assembly.trained_model(
+            known,
+            hyperparameters,
+            _weights(directory, record["weights_sha256"]),
+            best_epoch=_EPOCH,
         )
-        assembly.configure_jax(config(record))
-        variables = _weights(directory, record["weights_sha256"])
-        model = trained_model(record, hyperparameters, variables)
+        checks.check_weights(model)
         return Classifier(
             model,
-            record["dtype"],
-            list(record["class_names"]),
-            dict(record["class_map"]),
+            known.shared_params.dtype,
+            class_names,
+            known.etl_params.class_map.to_dict(),
             facts.from_json(record["facts"], num_classes=model.num_classes),
         )
-    except (KeyError, TypeError, SettingsError) as error:
+    except (KeyError, ValueError, SettingsError) as error:
         raise InputError(
-            f"{path}: {error}. Was it written by another version of capfinder? Import the model "
-            "again."
+            f"{directory / RECORD}: {error}. Was it written by another version of capfinder? "
+            "Import the model again."
         ) from None
 
 
@@ -112,8 +124,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 def config(values: Mapping[str, Any]) -> ConfigDict:
     """The default settings with those of a model. Raises: SettingsError when they can't be."""
-    names = ("model_type", "num_classes", "target_length", "dtype")
-    own = {f"shared_params.{name}": values[name] for name in names if name in values}
+    own = {key: values[name] for name, key in _SETTINGS.items() if name in values}
     return settings.checked(settings.default_config(), own)
 
 
