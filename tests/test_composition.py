@@ -146,6 +146,18 @@ def test_what_cannot_be_corrected_is_said_and_left_out():
         composition.corrected([1, 2], [[3, 1], [0, 0]])
 
 
+def test_the_work_for_many_classes_and_files_is_bounded():
+    assert composition.replicates(4) == composition.replicates(10) == composition.REPLICATES
+    assert composition.most_files(2) is composition.most_files(10) is None
+    for classes in range(11, composition.MOST_CLASSES + 1):
+        count = composition.replicates(classes)
+        assert 100 <= count <= composition.REPLICATES
+        assert composition.most_files(classes) * count * classes**2 <= 5 * 10**7
+    classes = composition.MOST_CLASSES + 1
+    confusion = np.eye(classes, dtype=int).tolist()
+    assert "more than 300 classes" in composition.why_not([1] * classes, confusion, ["x"] * classes)
+
+
 def test_a_model_that_knows_nothing_gives_numbers_all_the_same():
     """Any shares are as likely there."""
     for confusion in ([[20, 0, 0], [20, 0, 0], [20, 0, 0]], [[0, 20], [0, 20]]):

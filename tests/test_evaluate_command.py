@@ -13,6 +13,7 @@ from predicting import CLASSES, NAMES, Ended, evaluate, predict, trained_run
 from sklearn import metrics as sklearn_metrics
 
 from capfinder import files
+from capfinder.errors import InputError
 from capfinder.evaluation.predictions import NO_LABEL
 from capfinder.prediction import labels, reads
 
@@ -144,13 +145,41 @@ def test_class_map_says_which_class_is_which(run_dir, caps, evaluated, tmp_path)
     np.testing.assert_array_equal(matrix[[1, 0]], whole[[0, 2]])
     assert matrix[2].sum() == 0 and figures(ended)["class_map"] == {"2": 0, "0": 1}
     assert figures(ended)["rejects"] == {"class not in the model": 120}
-    same = evaluate(run_dir, caps, tmp_path / "b", "--class_map", "{}")
+    some = evaluate(run_dir, caps, tmp_path / "d", "--class_map", '{"1": 2}')
+    matrix = np.array(figures(some)["test"]["confusion_matrix"])
+    assert matrix.sum(axis=1).tolist() == [0, 0, 120]
+    assert {line["cap_class"] for line in some.rows} == {"2"}
+    same = evaluate(run_dir, caps, tmp_path / "b", "--class_map", "None")
     assert same.code == 0 and figures(same)["test"] == figures(evaluated)["test"]
     wrong = evaluate(
         run_dir, caps, tmp_path / "c", "--class_map", '{"0": 0, "4": 1, "5": 2, "6": 3}'
     )
     assert wrong.code == 2 and "gives 6 to class 3; the model has 0 to 2" in wrong.shown
     assert not (tmp_path / "c" / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"7": 3}', {"7": 3}),
+        ('{"07": 3, "8": 3}', {"7": 3, "8": 3}),
+        ("{}", {}),
+        ("None", None),
+        ("null", None),
+    ],
+)
+def test_class_map_may_name_any_of_the_model_s_classes(text, expected):
+    assert labels.from_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "[]", '[["0", 1]]', '{"-1": 0}', '{"x": 0}', '{"0": 0.5}', '{"0": true}',
+     '{"0": "1"}', '{"0": 0, "00": 1}', '{"0": 0, "0": 0}', '{"1234567890": 0}', "[" * 10**5],
+)  # fmt: skip
+def test_a_class_map_that_is_none_is_said_to_be(text):
+    with pytest.raises(InputError, match=r"^--class_map="):
+        labels.from_text(text)
 
 
 def test_without_any_label_it_ends_with_a_clear_line(run_dir, tmp_path):

@@ -437,6 +437,13 @@ def test_an_output_directory_that_is_no_path_is_refused(run_dir, caps, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "file/out"])
+def test_an_output_directory_that_cannot_be_made_is_said(run_dir, caps, tmp_path, name):
+    (tmp_path / "file").touch()
+    ended = predict(run_dir, caps, tmp_path / name)
+    assert ended.code == 2 and "can't be written to (" in ended.shown
+
+
 def test_what_is_not_its_own_is_neither_replaced_nor_removed(run_dir, caps, tmp_path):
     def refused(command, directory: Path, name: str) -> None:
         before = kept(tmp_path)

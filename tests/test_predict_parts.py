@@ -7,6 +7,7 @@ import io
 import itertools
 from types import SimpleNamespace
 
+import in_process
 import jax
 import numpy as np
 import pytest
@@ -18,14 +19,17 @@ from small_models import CLASSES as SMALL_CLASSES
 from small_models import LENGTH as SMALL_LENGTH
 from small_models import SmallModel, small_model
 
+from capfinder import log
 from capfinder.data.loader import ONE_DEVICE
 from capfinder.errors import StageFailedError
 from capfinder.etl.csv_files import Block
 from capfinder.etl.csv_reader import scan_block
 from capfinder.etl.stream import worker_count
-from capfinder.evaluation import metrics, predictions
-from capfinder.prediction import reads, scoring
+from capfinder.evaluation import composition, metrics, predictions
+from capfinder.evaluation.facts import Facts
+from capfinder.prediction import reads, result, scoring
 from capfinder.prediction.reads import Position, Reads
+from capfinder.prediction.tally import FileTally
 from capfinder.stages import inference
 from capfinder.stages.assembly import TrainedModel
 
@@ -225,6 +229,11 @@ def test_lines_are_those_of_csv_writer_and_a_format_string(given_rows, names):
     assert found == as_csv_writer_has_it(read_ids, labels, likely, names, more)
 
 
+def test_class_names_that_are_not_one_a_column_are_refused():
+    with pytest.raises(ValueError, match="2 columns of probabilities, 1 class names"):
+        predictions.lines(np.array([b"a"]), np.array([0]), np.array([[0.2, 0.8]]), ["cap_0"])
+
+
 def test_probabilities_are_rounded_as_python_rounds_them():
     rng = np.random.default_rng(0)
     values = np.concatenate(
@@ -241,6 +250,50 @@ def test_probabilities_are_rounded_as_python_rounds_them():
     ).decode()
     found = [line.split(",")[4:] for line in text.split("\r\n")[:-1]]
     assert found == [[f"{value:.6f}" for value in pair] for pair in values]
+
+
+# The composition
+
+
+def composed(classes: int, counts: list[list[int]]) -> dict:
+    tallies = [FileTally(classes) for _ in counts]
+    for tally, number_of in zip(tallies, counts, strict=True):
+        tally.counts[:] = number_of
+        tally.ids = id(tally)
+    confusion = (90 * np.eye(classes, dtype=int) + 5).tolist()
+    names = [f"cap_{number}" for number in range(classes)]
+    files = [f"{number}.csv" for number in range(len(counts))]
+    return result.compose(files, tallies, names, Facts(test={"confusion_matrix": confusion}))
+
+
+def shown(found: dict) -> str:
+    def show() -> int:
+        log.start(None)
+        result.show(found)
+        log.stop()
+        return 0
+
+    return in_process.shown_by(show)[1]
+
+
+def test_files_beyond_the_bound_of_work_are_not_corrected_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(composition, "_MOST_WORK", 2 * 1000 * 12**2)
+    found = composed(12, [[5] * 12] * 4)
+    for number, part in enumerate([found["all"], *found["files"]]):
+        is_corrected = number < 3
+        assert part.get("correction") == (None if is_corrected else composition.LEFT_OUT)
+        for cap in part["caps"]:
+            assert (cap["corrected"] is not None) == is_corrected
+            assert (cap["corrected_interval"] is not None) == is_corrected
+    assert f"2 of 4 files: {composition.LEFT_OUT}" in " ".join(shown(found).split())
+
+
+@pytest.mark.parametrize("reads", [1, 3000])
+def test_ranges_among_the_shares_of_files_are_explained(reads):
+    said = " ".join(shown(composed(2, [[reads, 0], [3000, 0]])).split())
+    of_files = said.split("Shares by file, corrected")[1]
+    is_explained = "A range (26% to 100%) stands for a share that is hardly known" in of_files
+    assert ("% to " in of_files) == is_explained == (reads == 1)
 
 
 # Labels

@@ -286,6 +286,24 @@ def test_an_input_that_changes_meanwhile_is_an_error(run_dir, caps, tmp_path, mo
     assert not list((tmp_path / "out").glob("*.csv"))
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_input_that_is_removed_meanwhile_is_an_error(run_dir, caps, tmp_path, monkeypatch, when):
+    own = tmp_path / "caps"
+    shutil.copytree(caps, own)
+    where, name = (reads, "check_headers") if when == "before" else (predictions, "lines")
+    work = getattr(where, name)
+
+    def removing(*given):
+        found = work(*given)
+        (own / "data_0.csv").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(where, name, removing)
+    ended = predict(run_dir, own, tmp_path / "out")
+    assert ended.code == 2 and "a file has changed while it was read (data_0.csv" in ended.shown
+    assert not list((tmp_path / "out").glob("*.csv"))
+
+
 # There already
 
 
@@ -303,7 +321,36 @@ def test_a_result_that_is_there_is_left_as_it_is(run_dir, caps, tmp_path):
     mended = predict(run_dir, caps, tmp_path, "--batch_size", 48)
     assert "already" not in mended.shown and "is replaced" in mended.shown
     (tmp_path / "composition.json").write_text("{}")
-    assert "already" not in predict(run_dir, caps, tmp_path, "--batch_size", 48).shown
+    assert "would be replaced" in predict(run_dir, caps, tmp_path, "--batch_size", 48).shown
+    (tmp_path / "composition.json").unlink()
+    (tmp_path / "rejects.csv").unlink()
+    ended = predict(run_dir, caps, tmp_path, "--batch_size", 48)
+    assert ended.code == 2 and f"{tmp_path / 'predictions.csv'}: would be replaced" in ended.shown
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_files_that_had_their_names_when_it_broke_off_stay_its_own(run_dir, caps, tmp_path):
+    """Whatever comes next: here the input changes, and it breaks off once more."""
+    own = tmp_path / "caps"
+    shutil.copytree(caps, own)
+    replace = Path.replace
+
+    def killed_at(last: str, patch: pytest.MonkeyPatch) -> None:
+        def counted(path: Path, target: Path) -> Path:
+            found = replace(path, target)
+            if target.name == last:
+                raise Killed
+            return found
+
+        patch.setattr(Path, "replace", counted)
+
+    for last in ("predictions.csv", "state.json"):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            killed_at(last, patch)
+            predict(run_dir, own, tmp_path / "out")
+        os.utime(own / "data_0.csv", (1, 1))
+    assert list((tmp_path / "out").glob("*.csv"))
+    assert predict(run_dir, own, tmp_path / "out").code == 0
 
 
 def test_an_evaluation_leaves_no_figures_beside_other_predictions(run_dir, caps, tmp_path):

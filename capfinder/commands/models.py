@@ -23,8 +23,14 @@ def _add_input(parser: argparse.ArgumentParser, output: str) -> None:
     add = parser.add_argument
     add("-m", "--model", required=True, type=Path, help=MODEL)
     add("-c", "--caps_data_dir", required=True, type=Path, help="directory of the CSV files")
-    add("-o", "--output_dir", required=True, type=Path, help=output)
+    add("-o", "--output_dir", required=True, type=_output_dir, help=output)
     add("-b", "--batch_size", type=int, help="reads scored at once; None: chosen for the machine")
+
+
+def _output_dir(text: str) -> Path:
+    if not text or "\0" in text:  # Path("") is the current directory
+        raise argparse.ArgumentTypeError(f"{text!r} is no path; name a directory")
+    return Path(text)
 
 
 def _predict(known: argparse.Namespace) -> None:
@@ -54,12 +60,10 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(known: argparse.Namespace) -> None:
-    from capfinder import settings
     from capfinder.prediction import command as prediction
+    from capfinder.prediction import labels
 
-    class_map = None
-    if known.class_map is not None:
-        class_map = settings.parse_override("etl_params.class_map", known.class_map)[1]
+    class_map = None if known.class_map is None else labels.from_text(known.class_map)
     prediction.evaluate(
         known.model,
         caps_data_dir=known.caps_data_dir,
@@ -109,7 +113,8 @@ def add_export(commands: Commands) -> None:
 def _export(known: argparse.Namespace) -> None:
     from capfinder import export_model, settings
 
-    given = {"formats": known.formats, "input_length": known.input_length}
+    formats = None if known.formats is None else "".join(known.formats.split())
+    given = {"formats": formats, "input_length": known.input_length}
     values = dict(
         settings.parse_override(f"export_params.{name}", text)
         for name, text in given.items()

@@ -8,6 +8,7 @@ from typing import Any
 from capfinder.etl.csv_files import text_blocks
 
 BLOCK_BYTES = 1 << 23
+MOST_BYTES = 256  # of a name: in an array each takes as much as the longest of them
 
 
 def tables(path: Path) -> Iterator[Any]:

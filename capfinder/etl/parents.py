@@ -93,10 +93,15 @@ def _read_pairs(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     import polars as pl  # slow to load, and needed where there are metadata alone
 
     columns = ["read_id", "parent_read_id"]
+
+    def fits(column: pl.Series) -> pl.Series:
+        return column.str.len_bytes() <= metadata.MOST_BYTES
+
     try:
         for table in metadata.tables(path):
             batch = table.select(columns).drop_nulls()
-            batch = batch.filter(batch["parent_read_id"] != "")
+            is_name = (batch["parent_read_id"] != "") & fits(batch["parent_read_id"])
+            batch = batch.filter(is_name & fits(batch["read_id"]))
             if len(batch):
                 reads, parents = (
                     np.array(batch[name].cast(pl.Binary).to_list()) for name in columns

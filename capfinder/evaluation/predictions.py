@@ -39,6 +39,8 @@ def lines(
     probabilities (n, C) float64 in 0..1: the predicted class is the highest, the first of several;
     more (n, k) 'S' UTF-8: further columns."""
     count, num_classes = probabilities.shape
+    if len(class_names) != num_classes:  # the compiled loop would read beyond their end
+        raise ValueError(f"{num_classes} columns of probabilities, {len(class_names)} class names")
     if more is None:
         more = np.zeros((count, 0), "S1")
     names = [_field(name) for name in class_names]

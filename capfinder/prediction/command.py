@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from capfinder import files, log, run_record, trained
+from capfinder.allowed import MOST
 from capfinder.errors import InputError
 from capfinder.etl import sources
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.prediction import labels, making, reads, result
-from capfinder.prediction.making import COMPOSITION, METRICS, Asked
+from capfinder.prediction import labels, making, place, reads, result
+from capfinder.prediction.making import Asked
+from capfinder.prediction.place import COMPOSITION, LOGS, METRICS
 
 LOCK = ".predict.lock"
 
@@ -45,15 +47,16 @@ def evaluate(
 
 
 def _run(asked: Asked) -> None:
-    if asked.batch_size is not None and asked.batch_size < 1:
-        raise InputError(f"--batch_size={asked.batch_size}: must be at least 1")
+    if asked.batch_size is not None and not 1 <= asked.batch_size <= MOST:
+        raise InputError(f"--batch_size={asked.batch_size}: must be from 1 to {MOST}")
+    place.check(asked.output_dir, asked.names)
     paths = sources.list_files(asked.caps_data_dir, setting="--caps_data_dir")
     reads.check_headers(paths)
     _prepare(asked)
     holder = f"capfinder {'evaluate' if asked.evaluates else 'predict'}"
     lock = asked.output_dir / LOCK
     with files.exclusive_lock(lock, holder=holder, setting="--output_dir"):
-        log.start(asked.output_dir / "logs")
+        log.start(asked.output_dir / LOGS)
         with Interrupt().installed() as interrupt:
             classifier = trained.load(asked.model_path)
             found = making.make(asked, classifier, paths, interrupt)

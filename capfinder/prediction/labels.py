@@ -1,5 +1,7 @@
 """`capfinder evaluate`: labels in the files as the model's classes, and how it fared on them."""
 
+import contextlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from capfinder import log
+from capfinder.allowed import MOST_CLASS_DIGITS, shown
 from capfinder.errors import InputError
 from capfinder.evaluation import metrics
+from capfinder.evaluation.predictions import NO_LABEL as UNKNOWN
 from capfinder.prediction import reads
 from capfinder.prediction.reads import Reads
 
@@ -28,19 +32,56 @@ class Labels:
 
     def apply(self, block: Reads) -> Reads:
         """With the model's classes as labels; reads that have none become rejects."""
-        found, places = np.unique(block.labels, return_inverse=True)
-        classes = np.array([self._class(label) for label in found.tolist()], np.int64)[places]
+        classes = self._classes(block)
         problems = {
             index: NO_LABEL if block.labels[index] < 0 else NOT_IN_MODEL
             for index in np.flatnonzero(classes < 0).tolist()
         }
         return reads.without(replace(block, labels=classes), problems)
 
+    def renumber(self, block: Reads) -> Reads:
+        """With the model's classes as labels; reads that have none lose their label."""
+        classes = self._classes(block)
+        return replace(block, labels=np.where(classes < 0, UNKNOWN, classes))
+
+    def _classes(self, block: Reads) -> np.ndarray:
+        """(n,) int64; -1: none of the model's."""
+        found, places = np.unique(block.labels, return_inverse=True)
+        return np.array([self._class(label) for label in found.tolist()], np.int64)[places]
+
     def _class(self, label: int) -> int:
         """-1: it is none of the model's."""
         if self.class_map:
             return self.class_map.get(label, -1)
         return label if label < self.num_classes else -1
+
+
+def from_text(text: str) -> dict[str, int] | None:
+    """--class_map as it is typed: a JSON object, or None.
+
+    Raises: InputError for anything else."""
+    if text.lower() in ("none", "null"):
+        return None
+    pairs: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    if not isinstance(pairs, tuple) or not all(_is_label(a) and _is_class(b) for a, b in pairs):
+        raise InputError(
+            f"--class_map={shown(text)}: expected classes in the files and which of the model's "
+            'each one is, such as {"0": 0, "3": 1}'
+        )
+    found = {str(int(label)): number for label, number in pairs}
+    if len(found) < len(pairs):
+        raise InputError(f"--class_map={shown(text)}: names a class in the files twice")
+    return found
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_CLASS_DIGITS
+
+
+def _is_class(value: object) -> bool:
+    return type(value) is int
 
 
 def parse(class_map: Mapping[str, int], *, num_classes: int) -> Labels:

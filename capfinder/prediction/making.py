@@ -21,7 +21,9 @@ from capfinder.etl import sources
 from capfinder.evaluation import metrics
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
-from capfinder.prediction import labels, origins, result
+from capfinder.prediction import labels, origins, place, result
+from capfinder.prediction.place import COMPOSITION, CONFUSION, METRICS
+from capfinder.prediction.reads import Step
 from capfinder.prediction.scoring import (
     LABEL_DTYPE,
     LABELS,
@@ -31,14 +33,14 @@ from capfinder.prediction.scoring import (
     REJECTS,
     Job,
     Scoring,
+    stat_of,
 )
-from capfinder.prediction.unfinished import Unfinished, clear_published
+from capfinder.prediction.unfinished import METADATA, Unfinished, clear_published
 from capfinder.stages import assembly, inference
 from capfinder.trained import Classifier
 
-COMPOSITION, METRICS, CONFUSION = "composition.json", "metrics.json", "confusion_matrix.csv"
 COMPILING = "Compiling the reader of CSV files for this machine (once, some 20 seconds)"
-FORMAT = 1  # of the unfinished files: others than this can't be gone on with
+FORMAT = 2  # of the unfinished files: others than this can't be gone on with
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,9 @@ def make(
     fingerprint = files.fingerprint(begun)
     if earlier := _earlier(asked, fingerprint):
         logger.info(
-            "%s has these predictions already, of the same model, input and settings (remove its "
-            "%s to have them made again)",
+            "%s has these predictions already, of the same model, input and settings (give another "
+            "--output_dir to have them made again)",
             asked.output_dir,
-            COMPOSITION,
         )
         clear_published(asked.output_dir, begun)
         return earlier
@@ -88,7 +89,8 @@ def make(
     with contextlib.closing(Unfinished(asked.output_dir, outputs, about=begun)) as unfinished:
         if not unfinished.is_complete:
             _say_what_is_replaced(asked.output_dir / PREDICTIONS)
-            job = _job(asked, classifier, batching, known, paths, metadata, unfinished.directory)
+            steps = _label_steps(asked, known)
+            job = _job(asked, classifier, batching, steps, paths, metadata, unfinished.directory)
             scoring = Scoring(job, unfinished)
             with _saying_that_it_goes_on(scoring):
                 composition = _scored(job, unfinished, scoring, interrupt)
@@ -98,29 +100,34 @@ def make(
                         "when all are whole."
                     )
                 where = {"model": str(asked.model_path), "caps_data_dir": str(asked.caps_data_dir)}
-                if known is not None:
+                if asked.evaluates:
                     _evaluate(job, unfinished, {**where, "class_map": known.as_json()}, composition)
                 sizes = {name: unfinished.path(name).stat().st_size for name in asked.names}
                 seal = {"outputs": sizes, "fingerprint": fingerprint}
                 unfinished.complete({**where, **composition, **seal})
         assert unfinished.state is not None
-        _remove_others(asked)
-        unfinished.publish(asked.names, COMPOSITION, unfinished.state)
+        place.check(asked.output_dir, asked.names)  # hours may have passed
+        place.remove_others(asked.output_dir, asked.names)
+        unfinished.publish(asked.names, COMPOSITION, unfinished.state, claim=["outputs"])
         return unfinished.state
 
 
-def _labels(asked: Asked, classifier: Classifier) -> labels.Labels | None:
-    if not asked.evaluates:
-        return None
+def _labels(asked: Asked, classifier: Classifier) -> labels.Labels:
     given = classifier.class_map if asked.class_map is None else asked.class_map
     return labels.parse(given, num_classes=classifier.model.num_classes)
+
+
+def _label_steps(asked: Asked, known: labels.Labels) -> list[Step]:
+    if asked.evaluates:
+        return [known.apply]
+    return [known.renumber] if known.class_map else []
 
 
 def _about(
     asked: Asked,
     classifier: Classifier,
     batching: inference.Batching,
-    known: labels.Labels | None,
+    known: labels.Labels,
     paths: Sequence[Path],
 ) -> dict[str, Any]:
     """All that the outputs depend on; its keys are for `unfinished.difference` to name."""
@@ -138,7 +145,7 @@ def _about(
         "the model": files.fingerprint(of_model),
         "what is known of the model": files.fingerprint(classifier.facts.as_json()),
         "the mapping of cap names": classifier.class_names,
-        "the class map": known.as_json() if known else None,
+        "the class map": known.as_json(),
         "the batch size": batching.batch_size,
         "the device": [jax.default_backend(), jax.local_device_count()],
         "the input file": {path.name: _identity(path) for path in paths},
@@ -148,7 +155,7 @@ def _about(
 
 def _identity(path: Path) -> list[int]:
     """Which tells a change: the kernel sets ctime, where a copying program may set mtime back."""
-    stat = path.stat()
+    stat = stat_of(path)
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
@@ -174,33 +181,25 @@ def _say_what_is_replaced(path: Path) -> None:
         )
 
 
-def _remove_others(asked: Asked) -> None:
-    """The figures of an earlier evaluation would lie beside other predictions."""
-    if not asked.evaluates and (asked.output_dir / CONFUSION).exists():
-        for name in (METRICS, CONFUSION):
-            (asked.output_dir / name).unlink(missing_ok=True)
-
-
 def _job(
     asked: Asked,
     classifier: Classifier,
     batching: inference.Batching,
-    known: labels.Labels | None,
+    steps: list[Step],
     paths: Sequence[Path],
     metadata: Sequence[Path],
     directory: Path,
 ) -> Job:
-    steps: list[Any] = [known.apply] if known else []
     columns: tuple[str, ...] = ()
     if metadata:
-        shutil.rmtree(directory / "metadata", ignore_errors=True)
-        (directory / "metadata").mkdir()
-        table = origins.load(metadata, directory / "metadata")
+        shutil.rmtree(directory / METADATA, ignore_errors=True)
+        (directory / METADATA).mkdir()
+        table = origins.load(metadata, directory / METADATA)
         if table is not None:
-            steps.append(table.add_to)
+            steps = [*steps, table.add_to]
             columns = origins.COLUMNS
     dtype = "float64" if classifier.dtype == "float64" else "float32"
-    return Job(classifier, paths, batching, steps, columns, dtype if known else "")
+    return Job(classifier, paths, batching, steps, columns, dtype if asked.evaluates else "")
 
 
 @contextlib.contextmanager
@@ -243,9 +242,9 @@ def _scored(
 
 def _say_what_is_done(job: Job, unfinished: Unfinished, scoring: Scoring) -> None:
     logger.info(
-        "%s on %d files, %s, in batches of %s reads",
+        "%s on %s, %s, in batches of %s reads",
         job.classifier.model.model_type,
-        len(job.paths),
+        log.counted(len(job.paths), "file"),
         log.format_bytes(scoring.total_bytes),
         f"{job.batching.batch_size:,}",
     )

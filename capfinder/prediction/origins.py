@@ -6,10 +6,11 @@ system keeps of it. It takes 40 bytes a read there, and what its parent_read_id 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from capfinder import log
 from capfinder.errors import InputError
 from capfinder.etl import hashing, kernels, metadata
 from capfinder.etl.spill import Spill, part_of_hash
@@ -61,17 +62,20 @@ def load(paths: Sequence[Path], directory: Path) -> Origins | None:
     """The table of these metadata files, made in files of an empty `directory`; None when none of
     them has a row with read_id and one of COLUMNS.
 
-    A read that is there more than once gets its first row's.
+    A read that is there more than once gets its first row's; a field that is too long counts as
+    empty.
     Raises: InputError for a file that can't be read as CSV."""
     spill = Spill(directory, "origins", _ENTRY)
     pod5: dict[bytes, int] = {b"": 0}
     usable = [path for path in paths if _has_columns(path)]
     if not usable:
         return None
-    begin = 0
+    begin = cut = 0
+    first_cut = ""
     with (directory / "texts").open("wb") as texts:
         for path in usable:
-            for read_ids, parents, sizes, files in _batches(path):
+            rows = 0
+            for read_ids, parents, sizes, files, is_cut in _batches(path):
                 hashes = hashing.keyed_hash(read_ids, seed=0)
                 entries = np.empty(len(read_ids), _ENTRY)
                 entries["first"], entries["second"] = hashes[:, 0], hashes[:, 1]
@@ -80,13 +84,26 @@ def load(paths: Sequence[Path], directory: Path) -> Origins | None:
                 entries["pod5"] = [pod5.setdefault(name, len(pod5)) for name in files]
                 texts.write(b"".join(parents))
                 begin += int(sizes.sum())
+                if is_cut.any() and not first_cut:
+                    first_cut = f"{path}, row {rows + int(is_cut.argmax()) + 1:,} below the header"
+                rows, cut = rows + len(read_ids), cut + int(is_cut.sum())
                 spill.add(part_of_hash(entries["first"], _PARTS), entries)
         texts.write(b"\0")  # an empty file can't be mapped
+    if cut:
+        logger.warning(
+            "%s: a read_id, parent_read_id or pod5_file of more than %d bytes is taken for empty "
+            "(rows with one in all metadata__*.csv: %s). Correct the file.",
+            first_cut,
+            metadata.MOST_BYTES,
+            f"{cut:,}",
+        )
     count = len(spill)
     if not count:
         return None
     twice = _sort(spill, directory / "firsts", directory / "entries")
-    logger.info("Metadata of %s reads from %d files", f"{count:,}", len(usable))
+    logger.info(
+        "Metadata of %s from %s", log.counted(count, "read"), log.counted(len(usable), "file")
+    )
     if twice:
         logger.warning(
             "metadata__*.csv: %s rows are of a read_id that came before; the first row counts",
@@ -135,19 +152,25 @@ def _has_columns(path: Path) -> bool:
     return False
 
 
-def _batches(path: Path) -> Iterator[tuple[np.ndarray, list[bytes], np.ndarray, list[bytes]]]:
-    """read_id (n,) 'S', parent_read_id, its bytes (n,) and pod5_file of the rows; empty where
-    there is none."""
+_Batch: TypeAlias = tuple[np.ndarray, list[bytes], np.ndarray, list[bytes], np.ndarray]
+
+
+def _batches(path: Path) -> Iterator[_Batch]:
+    """read_id (n,) 'S', parent_read_id, its bytes (n,) and pod5_file of the rows, empty where
+    there is none; whether one was too long (n,) bool."""
     import polars as pl
 
     try:
-        for batch in map(_texts, metadata.tables(path)):
-            if len(batch):
+        for table in map(_texts, metadata.tables(path)):
+            if len(table):
+                is_long = pl.all().str.len_bytes() > metadata.MOST_BYTES
+                batch = table.select(pl.when(~is_long).then(pl.all()).otherwise(pl.lit("")))
                 read_ids, parents, files = (
-                    batch[name].cast(pl.Binary).to_list() for name in batch.columns
+                    batch[name].cast(pl.Binary).to_list() for name in table.columns
                 )
-                sizes = batch["parent_read_id"].str.len_bytes().to_numpy()
-                yield np.array(read_ids), parents, sizes.astype(np.int64), files
+                sizes = batch["parent_read_id"].str.len_bytes().to_numpy().astype(np.int64)
+                is_cut = table.select(pl.any_horizontal(is_long)).to_series().to_numpy()
+                yield np.array(read_ids), parents, sizes, files, is_cut
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             f"{path}: can't be read as CSV ({str(error).splitlines()[0]}). Correct the file or "

@@ -24,13 +24,21 @@ def compose(
 ) -> dict[str, Any]:
     """The part of composition.json that tells of the reads. names: of the files, one a tally."""
     confusion = facts.test["confusion_matrix"] if facts.test else None
+    most = composition.most_files(len(class_names))
     files = [
         {
             "file": name,
-            **_part(tally.counts, tally.confidence, tally.rejects, class_names, confusion),
+            **_part(
+                tally.counts,
+                tally.confidence,
+                tally.rejects,
+                class_names,
+                confusion,
+                is_left_out=most is not None and number >= most,
+            ),
         }
         | {"signals": tally.signals()}
-        for name, tally in zip(names, tallies, strict=True)
+        for number, (name, tally) in enumerate(zip(names, tallies, strict=True))
     ]
     counts = np.sum([tally.counts for tally in tallies], axis=0)
     whole = _part(
@@ -46,7 +54,7 @@ def compose(
         "correction": problem or composition.ASSUMES,
         "all": whole,
         "files": files,
-        "warnings": _warnings(facts, files),
+        "warnings": [*_given_twice(names, tallies), *_warnings(facts, files)],
     }
 
 
@@ -56,8 +64,13 @@ def _part(
     rejects: Counter[str],
     class_names: Sequence[str],
     confusion: Sequence[Sequence[int]] | None,
+    *,
+    is_left_out: bool = False,
 ) -> dict[str, Any]:
-    """Reads of a file or of all: how many, and of each cap the shares."""
+    """Reads of a file or of all: how many, and of each cap the shares.
+
+    is_left_out: correcting them would take too long."""
+    found: dict[str, Any] = {}
     reads = int(counts.sum())
     caps: list[dict[str, Any]] = []
     if reads:
@@ -70,16 +83,45 @@ def _part(
         for cap, certainty in zip(caps, confidence.tolist(), strict=True):
             cap["mean_confidence"] = round(certainty / cap["reads"], 6) if cap["reads"] else None
         if confusion and not composition.why_not(counts.tolist(), confusion, class_names):
-            for cap, more in zip(
-                caps, composition.corrected(counts.tolist(), confusion), strict=True
-            ):
+            if is_left_out:
+                shares = [dict.fromkeys(("corrected", "corrected_interval"))] * len(caps)
+                found["correction"] = composition.LEFT_OUT
+            else:
+                shares = composition.corrected(counts.tolist(), confusion)
+            for cap, more in zip(caps, shares, strict=True):
                 cap |= more
     return {
         "reads": reads,
         "mean_confidence": round(float(confidence.sum()) / reads, 6) if reads else None,
         "rejects": dict(sorted(rejects.items())),
+        **found,
         "caps": caps,
     }
+
+
+def _given_twice(names: Sequence[str], tallies: Sequence[FileTally]) -> list[str]:
+    """What to say of files with the very same read_ids, or with one name packed and not."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, tally in zip(names, tallies, strict=True):
+        if tally.reads:
+            groups.setdefault((tally.reads, tally.ids), []).append(name)
+    copies = {key: group for key, group in groups.items() if len(group) > 1}
+    said = {name for group in copies.values() for name in group}
+    packed = [name for name in names if name.lower().endswith(".gz") and name not in said]
+    return [
+        *(
+            f"{', '.join(group)}: hold the same {reads:,} read_ids. All are counted: these reads "
+            f"weigh {len(group)} times as much in the shares, and intervals are too narrow. Leave "
+            "one of the files."
+            for (reads, _), group in copies.items()
+        ),
+        *(
+            f"{name[:-3]}, {name}: may be one file, packed and not. Both are counted: reads that "
+            "are in both weigh twice as much in the shares. Leave one if they are copies."
+            for name in packed
+            if name[:-3] in names
+        ),
+    ]
 
 
 def _warnings(facts: Facts, files: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -117,6 +159,8 @@ def show(found: Mapping[str, Any]) -> None:
     _show_rejects(whole)
     if not is_corrected:
         logger.info("%s", found["correction"])
+    if left_out := sum("correction" in part for part in found["files"]):
+        logger.info("%d of %d files: %s", left_out, len(found["files"]), composition.LEFT_OUT)
     for warning in found["warnings"]:
         logger.warning("Note: %s", warning)
 
@@ -126,7 +170,8 @@ def _show_files(found: Mapping[str, Any]) -> None:
     if len(files) == 1 or len(names) > MOST_CLASSES:
         return
     with_reads = [part for part in files if part["caps"]]
-    kind = "corrected" if all("corrected" in part["caps"][0] for part in with_reads) else "share"
+    is_corrected = all(part["caps"][0].get("corrected") is not None for part in with_reads)
+    kind = "corrected" if is_corrected else "share"
     rows = [
         [
             part["file"],
@@ -138,6 +183,12 @@ def _show_files(found: Mapping[str, Any]) -> None:
     ]
     title = f"Shares by file, {'corrected' if kind == 'corrected' else 'as counted'}"
     log.table(title, ["file", "reads", *names, "mean confidence"], rows)
+    if any(" to " in cell for row in rows for cell in row[2:]):
+        logger.info(
+            "A range (26%% to 100%%) stands for a share that is hardly known: its 95 %% interval, "
+            "wider than %.0f%%; the others' intervals are in composition.json",
+            100 * MOST_UNSURE,
+        )
     if len(files) > MOST_FILES:
         logger.info("The other %d files are in composition.json", len(files) - MOST_FILES)
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from capfinder import log
-from capfinder.errors import StoppedError
+from capfinder.errors import InputError, StoppedError
 from capfinder.etl.csv_reader import Reject
 from capfinder.evaluation import metrics, predictions
 from capfinder.interrupts import Interrupt
@@ -56,12 +57,23 @@ class _Block:
     written: int
 
 
+def stat_of(path: Path) -> os.stat_result:
+    """Raises: InputError when the file is there no more."""
+    try:
+        return path.stat()
+    except OSError:
+        raise InputError(
+            f"{path.parent}: a file has changed while it was read ({path.name} is gone). Run again "
+            "when all are whole."
+        ) from None
+
+
 class Scoring:
     """tallies: one a file; disk_bytes: of all files, read so far."""
 
     def __init__(self, job: Job, outputs: Unfinished) -> None:
         self._job, self._outputs = job, outputs
-        self._before = np.cumsum([0, *(path.stat().st_size for path in job.paths)]).tolist()
+        self._before = np.cumsum([0, *(stat_of(path).st_size for path in job.paths)]).tolist()
         classes = job.classifier.model.num_classes
         state: Mapping[str, Any] = outputs.state or {}
         self.tallies = [FileTally.restored(saved) for saved in state.get("tallies", ())]
@@ -160,6 +172,7 @@ class Scoring:
             )
             self._outputs.write(PREDICTIONS, text)
             tally.add(probabilities, found.figures, job.classifier.model.target_length)
+            tally.add_ids(found.read_ids)
             if job.logits_dtype:
                 self._outputs.write(LOGITS, logits.astype(job.logits_dtype).tobytes())
                 self._outputs.write(LABELS, found.labels.astype(LABEL_DTYPE).tobytes())

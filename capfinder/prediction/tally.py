@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from capfinder.etl import hashing
 from capfinder.etl.quality import RunStatistics
 
 _CONFIDENCE = 2**30  # parts of a probability that are counted: 8 billion reads fit into an int64
@@ -49,13 +50,14 @@ class Figures(RunStatistics):
 
 
 class FileTally:
-    """counts (C,) int64 of the predicted classes; rejects by reason; the signals' figures."""
+    """counts (C,) int64 of the predicted classes; rejects by reason; the signals' figures; ids: of
+    64 bits, the same for the same read_ids in whatever order."""
 
     def __init__(self, num_classes: int) -> None:
         self.counts = np.zeros(num_classes, np.int64)
         self.rejects: Counter[str] = Counter()
         self._confidence = np.zeros(num_classes, np.int64)
-        self._samples = self._beyond = 0
+        self._samples = self._beyond = self.ids = 0
         self._gathered: Figures | None = None
         self._figures: dict[str, Any] = {}
 
@@ -82,6 +84,11 @@ class FileTally:
             self._gathered = Figures()
         self._gathered.add(figures)
 
+    def add_ids(self, read_ids: np.ndarray) -> None:
+        """read_ids (n,) 'S' of those reads."""
+        words = hashing.keyed_hash(read_ids, seed=0)[:, hashing.IDENTITY]
+        self.ids = (self.ids + int(words.sum())) % 2**64
+
     def close(self) -> None:
         """No more reads come: what takes memory goes."""
         if self._gathered is not None:
@@ -106,6 +113,7 @@ class FileTally:
             "counts": self.counts.tolist(),
             "confidence": self._confidence.tolist(),
             "rejects": dict(self.rejects),
+            "ids": self.ids,
             "samples": [self._samples, self._beyond],
             "gathered": self._gathered.saved() if self._gathered is not None else None,
             "figures": self._figures,
@@ -116,6 +124,7 @@ class FileTally:
         tally = cls(len(saved["counts"]))
         tally.counts[:], tally._confidence[:] = saved["counts"], saved["confidence"]
         tally.rejects = Counter(saved["rejects"])
+        tally.ids = saved["ids"]
         tally._samples, tally._beyond = saved["samples"]
         tally._gathered = Figures(saved["gathered"]) if saved["gathered"] else None
         tally._figures = saved["figures"]

@@ -14,7 +14,8 @@ from capfinder import files
 from capfinder.errors import InputError
 
 DIRECTORY = ".unfinished"
-_STATE = "state.json"
+STATE = "state.json"
+METADATA = "metadata"  # a directory for what is read from there
 
 
 class Unfinished:
@@ -42,14 +43,14 @@ class Unfinished:
             self._open()
 
     def _take_up(self) -> None:
-        if not (self.directory / _STATE).exists():
+        if not (self.directory / STATE).exists():
             return
         try:
-            found = files.unsealed(files.read_json(self.directory / _STATE))
+            found = files.unsealed(files.read_json(self.directory / STATE))
             about, is_complete = dict(found["about"]), bool(found["is_complete"])
             sizes = {name: int(found["sizes"][name]) for name in self._names}
         except (InputError, ValueError, TypeError, KeyError) as error:
-            self.why_anew = f"{self.directory / _STATE} can't be read ({error})"
+            self.why_anew = f"{self.directory / STATE} can't be read ({error})"
             return
         self.why_anew = difference(about, self._about)
         if not self.why_anew and not is_complete:
@@ -125,7 +126,7 @@ class Unfinished:
         self, state: Mapping[str, Any], sizes: Mapping[str, int], *, is_complete: bool
     ) -> None:
         value = {"about": self._about, "is_complete": is_complete, "sizes": sizes, "state": state}
-        files.write_json(self.path(_STATE), files.sealed(value))
+        files.write_json(self.path(STATE), files.sealed(value))
 
     def close(self) -> None:
         """What isn't saved is lost, on a full disk."""
@@ -133,11 +134,13 @@ class Unfinished:
             with contextlib.suppress(OSError):
                 stream.close()
 
-    def publish(self, names: Sequence[str], record: str, value: Mapping[str, Any]) -> None:
+    def publish(
+        self, names: Sequence[str], record: str, value: Mapping[str, Any], *, claim: Sequence[str]
+    ) -> None:
         """Gives the complete directory's files their names, and `value` to the JSON file `record`;
-        the directory goes. The record says that the others belong together: it goes first, and
-        comes last."""
-        (self._output_dir / record).unlink(missing_ok=True)
+        the directory goes. The record says that the others belong together: it comes last, and
+        until then holds the keys `claim` alone, which say whose files they are."""
+        files.write_json(self._output_dir / record, {key: value[key] for key in claim})
         for name in names:
             if self.path(name).exists():  # else an earlier run got that far
                 self.path(name).replace(self._output_dir / name)
@@ -151,7 +154,7 @@ class Unfinished:
 def clear_published(output_dir: Path, about: Mapping[str, Any]) -> None:
     """Removes what is left of this result, which has its names; hold a lock on output_dir."""
     with contextlib.suppress(InputError, KeyError, TypeError):
-        if files.read_json(output_dir / DIRECTORY / _STATE)["about"] == about:
+        if files.read_json(output_dir / DIRECTORY / STATE)["about"] == about:
             shutil.rmtree(output_dir / DIRECTORY, ignore_errors=True)
 
 
