@@ -1,5 +1,6 @@
 """`capfinder export`: a trained model, of a run, an import or a `.keras` file, in other formats."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from capfinder.interrupts import Interrupt
 from capfinder.log import logger
 from capfinder.run_record import RunRecord
 from capfinder.stages import assembly, export, export_result
-from capfinder.trained import Classifier, run_directory
+from capfinder.trained import Classifier, run_directory, stored
 
 MADE_SIGNALS = 256
 SEED = 0
+FORMATS = "export_params.formats"
 
 
 def run(path: Path, *, overrides: Mapping[str, Any], output_dir: Path | None) -> None:
@@ -28,22 +30,22 @@ def run(path: Path, *, overrides: Mapping[str, Any], output_dir: Path | None) ->
     told of the files that come to lie in it.
     Raises: InputError for a model or a directory that can't be used; StageFailedError naming a file
     that isn't the model; StoppedError after a signal."""
+    _check_is_model(path)
     if output_dir is None and not path.is_dir():
-        if path.exists():
-            raise InputError(
-                f"--output_dir: must be given, as {path} is no directory of a run or an import"
-            )
-        raise InputError(f"{path}: no such file or directory")
+        raise InputError(
+            f"--output_dir: must be given, as {path} is no directory of a run or an import"
+        )
+    is_run = (path / "run.json").is_file()
+    config = _config(path if is_run else None, overrides)
     home = path if output_dir is None else output_dir
     _make(home)
     with run_record.training_lock(home), Interrupt().installed():
         log.start(home / "logs")
         classifier = trained.load(path)
-        is_run = (path / "run.json").is_file()
-        config = _config(path if is_run else None, overrides)
         signals = _signals(path if is_run else None, config, classifier)
         record = RunRecord(path) if is_run and output_dir is None else None
-        earlier = [] if record is None else record.values.get("exports") or []
+        noted = export_result.noted(home) if record is None else record.values.get("exports")
+        earlier = noted or []
         result = export.write(
             home / "best_model" if output_dir is None else home,
             output_dir=home,
@@ -55,10 +57,27 @@ def run(path: Path, *, overrides: Mapping[str, Any], output_dir: Path | None) ->
             class_map=classifier.class_map,
             formats=config.export_params.formats,
             input_length=config.export_params.input_length,
+            option="--formats ",
+            source=None if path.is_dir() else path,
         )
-        if record is not None:
-            record.update(exports=export_result.merged(earlier, result, path))
+        rows = export_result.merged(earlier, result, home)
+        if record is None:
+            export_result.note(home, rows)
+        else:
+            record.update(exports=rows)
     logger.info("Exported: %s", result.summary())
+    for name, written in result.paths.items():
+        logger.info("%-16s %s", name, written)
+
+
+def _check_is_model(path: Path) -> None:
+    """Before anything is made: a mistyped directory gets no logs."""
+    with contextlib.suppress(OSError):  # a name that is too long, say
+        if path.suffix == ".keras" and path.is_file():
+            return
+        if any((path / name).is_file() for name in ("run.json", stored.RECORD)):
+            return
+    trained.load(path)  # raises, and says what was expected
 
 
 def _make(home: Path) -> None:
@@ -72,11 +91,18 @@ def _make(home: Path) -> None:
 
 
 def _config(run_dir: Path | None, overrides: Mapping[str, Any]) -> ConfigDict:
-    """The settings of a run, or else the defaults, with `overrides`."""
-    if run_dir is None:
-        return settings.checked(settings.default_config(), overrides)
-    record = files.read_json(run_dir / "run.json")
-    return settings.checked(run_directory.config_of(run_dir, record), overrides)
+    """The settings of a run, or else the defaults, with `overrides`.
+
+    Raises: InputError where they name no format."""
+    config = settings.default_config()
+    if run_dir is not None:
+        config = run_directory.config_of(run_dir, files.read_json(run_dir / "run.json"))
+    config = settings.checked(config, overrides)
+    if not config.export_params.formats:
+        where = "--formats" if FORMATS in overrides else f"{run_dir}: its {FORMATS}"
+        some = ",".join(settings.EXPORT_FORMATS)
+        raise InputError(f"{where} names no format; give --formats some of {some}")
+    return config
 
 
 def _signals(run_dir: Path | None, config: ConfigDict, classifier: Classifier) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 from capfinder.errors import InputError
 
 PARTIAL = ".partial-"
+EARLIER = "-earlier"  # ends the name of a directory that is being replaced
 CHECKSUM = "sha256"  # of the rest of a sealed JSON object
 
 
@@ -82,7 +83,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             for member in sorted(partial.rglob("*")):
                 if member.is_file():
                     _fsync(member)
-            earlier = partial.with_name(f"{partial.name}-earlier")
+            earlier = partial.with_name(f"{partial.name}{EARLIER}")
             if path.exists():
                 path.replace(earlier)
             partial.replace(path)
@@ -95,7 +96,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def remove_partial(directory: Path, name: str = "") -> None:
     """Clears what killed writers of `name` (any) left directly in `directory`; hold its lock."""
     for member in directory.glob(f"{PARTIAL}{name}*"):
-        _remove(member)
+        _clear(member)
 
 
 def remove_dead(directory: Path) -> None:
@@ -103,9 +104,20 @@ def remove_dead(directory: Path) -> None:
     lock, as the names of those that live stay, and those of other machines."""
     host = re.escape(socket.gethostname())
     for member in directory.glob(f"{PARTIAL}*"):
-        number = re.fullmatch(rf"[^+]*-(\d+)(\+{host})?(\.[^-+]*)?", member.name)
+        number = re.fullmatch(rf"[^+]*-(\d+)(\+{host})?(\.[^-+]*|{EARLIER})?", member.name)
         if number is not None and not _may_live(number[1]):
-            _remove(member)
+            _clear(member)
+
+
+def _clear(left: Path) -> None:
+    """Removes what a killed writer left; a directory that it had just moved out of the way, and
+    put nothing in the place of, gets its name back."""
+    moved = re.fullmatch(rf"{re.escape(PARTIAL)}(.+)-\d+\+[^+]*{EARLIER}", left.name)
+    if moved is not None and not left.with_name(moved[1]).exists():
+        with contextlib.suppress(OSError):  # another process has done it
+            left.rename(left.with_name(moved[1]))
+    else:
+        _remove(left)
 
 
 def _may_live(process: str) -> bool:

@@ -23,8 +23,10 @@ from capfinder import settings
 from capfinder.errors import InputError, StageFailedError, StoppedError
 from capfinder.evaluation.facts import Facts
 from capfinder.exporting import fresh_process, keras, onnx, record, reload, saved_model
+from capfinder.exporting.record import ExportedFile
 from capfinder.stages import export, export_result
 from capfinder.stages.assembly import TrainedModel
+from capfinder.stages.export_failure import Asked
 from tests.small_models import CLASSES, LENGTH, small_model
 
 FORMATS = ("keras", "h5", "saved_model", "onnx")
@@ -196,6 +198,66 @@ def test_another_model_replaces_the_classifier_and_what_it_does_not_write_again(
     assert (output_dir / "best_model" / "best_model_weights.weights.h5").exists()
 
 
+def test_classifiers_that_no_export_wrote_and_the_one_it_was_made_from_stay(output_dir, exported):
+    directory = output_dir / "best_model" / "classifier"
+    earlier, mine, foreign, source, new = (
+        directory / f"classifier_{name}.keras"
+        for name in ("20200101_000000", "mine", "20200102_000000", "20200103_000000", "2020")
+    )
+    foreign.write_text("no model")
+    for path in (mine, source, new):
+        shutil.copy(earlier, path)
+    written = (ExportedFile("keras", new, 0.0, "", None),)
+    result = dataclasses.replace(exported, files=written, source=source)
+    export_result.remove_earlier(result)
+    assert set(classifiers(output_dir)) == {mine, foreign, source, new}
+
+
+def test_of_another_model_what_was_changed_since_and_what_it_was_made_from_stay(exported, tmp_path):
+    earlier = [
+        {"name": "h5", "path": "a.h5", "model": "another", "bytes": 3},
+        {"name": "saved_model", "path": "saved", "model": "another", "bytes": 3},
+        {"name": "onnx", "path": "a.onnx", "model": "another", "bytes": 3},
+        {"name": "keras", "path": "a.keras", "model": "another", "bytes": 3},
+    ]
+    (tmp_path / "saved").mkdir()
+    for name in ("a.h5", "saved/pb", "a.keras"):
+        (tmp_path / name).write_text("abc")
+    (tmp_path / "a.onnx").write_text("other")
+    mine = ExportedFile("new", tmp_path / "a.onnx", 0.0, "", None)
+    result = dataclasses.replace(exported, files=(mine,), source=tmp_path / "a.keras")
+    for _ in range(2):
+        assert [row["name"] for row in export_result.merged(earlier, result, tmp_path)] == ["new"]
+        assert sorted(os.listdir(tmp_path)) == ["a.keras", "a.onnx"]
+
+
+def test_what_only_training_needs_tells_no_models_apart(exported):
+    def without_steps(tree):
+        inner = {k: without_steps(v) if isinstance(v, dict) else v for k, v in tree.items()}
+        return {k: v for k, v in inner.items() if k != "steps"}
+
+    assert without_steps(MODEL[0].variables) != MODEL[0].variables
+    assert export._weights_sha256(without_steps(MODEL[0].variables)) == exported.weights_sha256
+    assert export._weights_sha256(MODEL[1].variables) != exported.weights_sha256
+
+
+def test_what_is_noted_of_a_directory_is_read_back(exported, tmp_path):
+    assert export_result.noted(tmp_path) == []
+    rows = exported.as_record(exported.classifier.parents[2])
+    export_result.note(tmp_path, rows)
+    assert export_result.noted(tmp_path) == rows
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}"]
+    + [f'{{"exports": {rows}}}' for rows in ("3", "[3]", "[{}]", '[{"path": "/a"}]')],
+)
+def test_a_note_that_is_not_ours_says_nothing(tmp_path, content):
+    (tmp_path / export_result.NOTE).write_text(content)
+    assert export_result.noted(tmp_path) == []
+
+
 def test_files_of_the_same_model_stay_in_the_record(output_dir, exported):
     earlier = exported.as_record(exported.classifier.parents[2])
     classifiers(output_dir)[0].rename(output_dir / earlier[0]["path"])
@@ -247,7 +309,9 @@ def test_one_file_that_gives_other_probabilities_keeps_all_from_their_names(
 
     monkeypatch.setattr(saved_model, "write_saved_model", write_other)
     with pytest.raises(
-        StageFailedError, match=r"best_model/saved_model: .* differ .* up to 0\.\d+ \(0\.0001"
+        StageFailedError,
+        match=r"best_model/saved_model: .* differ .* up to 0\.\d+ \(0\.0001 .*"
+        r"--stage=export --config\.export_params\.formats=onnx exports it without saved_model$",
     ):
         run(output_dir, trained(), ("onnx", "saved_model"))
     assert contents(output_dir) == before
@@ -276,6 +340,52 @@ def test_a_file_that_cannot_be_reloaded_is_named_in_the_error(tmp_path, monkeypa
     assert "partial" not in str(failed.value)
     assert "\n" not in str(failed.value)
     assert contents(tmp_path) == {}
+
+
+def test_a_twin_that_is_not_the_network_is_named_with_the_formats_that_need_none(tmp_path):
+    params = {**MODEL[0].variables["params"], "stem": {"kernel": np.zeros((2, 2), np.float32)}}
+    variables = {**MODEL[0].variables, "params": params}
+    with pytest.raises(StageFailedError) as failed:
+        run(tmp_path, trained(variables=variables), ("saved_model", "onnx", "h5"))
+    assert "models/cnn_lstm.py: keras_twin " in str(failed.value)
+    assert "stem_kernel" in str(failed.value)
+    assert "formats=saved_model exports it without onnx, h5" in str(failed.value)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (StageFailedError("no such layer"), "a.onnx: no such layer."),
+        (KeyError("GRU"), "a.onnx: can't be written (KeyError: 'GRU')."),
+        (ValueError("in\ntwo lines"), "a.onnx: can't be written (ValueError: in two lines)."),
+    ],
+)
+def test_a_format_that_cannot_be_written_is_named_with_the_others(error, reason):
+    asked = Asked(("keras", "onnx"), "--formats ")
+    with pytest.raises(StageFailedError) as failed, asked.written("onnx", Path("a.onnx")):
+        raise error
+    kept = "Nothing was exported; the model isn't lost"
+    assert str(failed.value) == f"{reason} {kept}: --formats keras exports it without onnx"
+
+
+def test_a_full_disk_is_no_failure_of_a_format():
+    asked = Asked(("onnx",), "--formats ")
+    with pytest.raises(OSError, match="full"), asked.written("onnx", Path("a.onnx")):
+        raise OSError("full")
+
+
+@pytest.mark.parametrize(
+    ("formats", "failed", "advice"),
+    [
+        (FORMATS, ["h5", "onnx"], ": --formats keras,saved_model exports it without h5, onnx"),
+        (["onnx"], ["onnx"], ": --formats keras,h5,saved_model exports it without onnx"),
+        (FORMATS, FORMATS, ""),
+    ],
+)
+def test_who_lacks_a_format_is_told_how_to_have_others(formats, failed, advice):
+    error = Asked(formats, "--formats ").failure("why", failed)
+    assert str(error) == f"why. Nothing was exported; the model isn't lost{advice}"
 
 
 def test_files_may_take_signals_of_another_length(tmp_path):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from capfinder import libraries, models
+from capfinder.allowed import shortened
+from capfinder.errors import StageFailedError
 from capfinder.exporting import batches, compat, fitting
 
 SIGNAL, PROBABILITIES = "signal", "probabilities"  # names of the input and of the output
@@ -29,7 +31,11 @@ _FLAX_NAMES = {
     "attention_output": "out",
 }
 _KERAS_ONLY = {"lstm_cell"}  # a level that our modules don't have
-_TRAINING_ONLY = {"steps"}  # how far BatchNorm's running averages have come: no use to a reader
+TRAINING_ONLY = {"steps"}  # how far BatchNorm's running averages have come: no use to a reader
+
+
+class TwinError(StageFailedError):
+    """An architecture's `keras_twin` isn't its Flax module in Keras's layers."""
 
 
 @contextlib.contextmanager
@@ -105,6 +111,23 @@ def build_twin(
     return twin
 
 
+def trained_twin(variables: Mapping[str, Any], *, model_type: str, **given: Any) -> Any:
+    """A twin, as of `build_twin`, with the weights in `variables`. Raises: TwinError."""
+    try:
+        twin = build_twin(model_type, **given)
+        copy_weights(twin, variables)
+    except MemoryError:
+        raise
+    except Exception as error:  # an architecture's own code, and what Keras says to it
+        said = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise TwinError(
+            f"{models.architecture(model_type).__file__}: keras_twin doesn't give the network of "
+            f"{model_type} ({said}). Correct its layers, and their names, which are those of the "
+            "Flax module"
+        ) from error
+    return twin
+
+
 def copy_weights(twin: Any, variables: Mapping[str, Any]) -> None:
     """Gives the twin the weights in `variables` ({"params", "batch_stats"}), found by name.
 
@@ -119,7 +142,7 @@ def copy_weights(twin: Any, variables: Mapping[str, Any]) -> None:
             name = "_".join(path)
             if name in arrays:
                 raise ValueError(f"two weights of the Flax model are called {name}")
-            if path[-1] not in _TRAINING_ONLY:
+            if path[-1] not in TRAINING_ONLY:
                 arrays[name] = np.asarray(array)
     for weight in twin.weights:
         name = flax_name(weight.path)

@@ -141,8 +141,8 @@ class _Graph:
 
 def _refuse(layer: Any, what: str) -> NoReturn:
     raise StageFailedError(
-        f"ONNX: the layer {layer.name} {what}, which isn't written; leave onnx out of "
-        "export_params.formats, or add it to capfinder/exporting/onnx.py"
+        f"ONNX: the layer {layer.name} {what}, which isn't written (capfinder/exporting/onnx.py is "
+        "where it would be added)"
     )
 
 

@@ -19,8 +19,7 @@ class ExportedFile:
     @property
     def size(self) -> int:
         """Bytes."""
-        members = self.path.rglob("*") if self.path.is_dir() else [self.path]
-        return sum(member.stat().st_size for member in members if member.is_file())
+        return size_of(self.path)
 
     def as_row(self) -> dict[str, Any]:
         """For JSON; without its path, which each place has in its own way."""
@@ -31,6 +30,12 @@ class ExportedFile:
             "reader": self.reader,
         }
         return row if self.opset is None else {**row, "opset": self.opset}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all in a directory."""
+    members = path.rglob("*") if path.is_dir() else [path]
+    return sum(member.stat().st_size for member in members if member.is_file())
 
 
 def missing(

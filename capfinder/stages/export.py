@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from capfinder import files, log
@@ -24,6 +25,7 @@ from capfinder.exporting.reload import Answer, Job
 from capfinder.log import logger
 from capfinder.stages import assembly, export_result
 from capfinder.stages.assembly import TrainedModel
+from capfinder.stages.export_failure import Asked
 from capfinder.stages.export_result import ExportResult
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, between a reloaded file and the Flax model
@@ -53,6 +55,7 @@ def run(
         class_map={} if class_map is None else class_map,
         formats=config.export_params.formats,
         input_length=config.export_params.input_length,
+        option="--stage=export --config.export_params.formats=",
     )
 
 
@@ -68,28 +71,33 @@ def write(
     class_map: Mapping[str, int],
     formats: Sequence[str],
     input_length: int | None,
+    option: str,
+    source: Path | None = None,
 ) -> ExportResult:
     """Writes `formats` to `directory`, each checked on `signals`; names and model card beside them.
 
     earlier: run.json's `exports` of output_dir, which `directory` lies in; of another model's files
     none stays. signals: (n, T, 1) of the model's length, n >= 1. class_map: class number in files
     -> the model's. input_length: samples of the signals that the files take; None: the model's.
-    A `.keras` file that tells the same of the same model is kept as it is; others are removed once
-    the new one is in place.
-    Raises: StageFailedError naming the file that isn't the trained model."""
+    option: what asks for formats, for an error to say. source: the file that `model` came from, if
+    it came from one; it is never removed.
+    A `.keras` file that tells the same of the same model is kept as it is; others that were
+    exported are removed once the new one is in place.
+    Raises: StageFailedError naming the file that isn't the trained model, and the format."""
+    asked = Asked(formats, option)
     with jax.default_matmul_precision("highest"):  # else a GPU rounds products to 10 bits
         export = _export(directory, model, signals, class_names, facts, class_map, input_length)
         kept = export.kept_classifier() if "keras" in formats else None
         try:
-            written = _written(export, formats, kept)
+            written = _written(export, asked, kept)
         except _DamagedError:
             logger.info("%s is damaged; it is written anew", kept)
-            kept, written = None, _written(export, formats, None)
-    result = ExportResult(tuple(written), export.about, kept is not None)
+            kept, written = None, _written(export, asked, None)
+    weights = _weights_sha256(model.variables)
+    result = ExportResult(tuple(written), export.about, kept is not None, weights, source)
     if kept is not None:
         logger.info("The model hasn't changed; %s is kept", kept)
-    elif result.classifier is not None:
-        export_result.remove_earlier(result.classifier)
+    export_result.remove_earlier(result)
     rows = export_result.merged(earlier, result, output_dir)
     export_result.describe(directory, result, rows, output_dir)
     export_result.show(directory, result, num_signals=len(signals))
@@ -113,16 +121,14 @@ class _Export:
 
     @functools.cached_property
     def twin(self) -> Any:
-        """With the trained weights."""
+        """With the trained weights. Raises: keras.TwinError."""
         given = {**self.twin_as, "hyperparameters": self.model.hyperparameters}
-        twin = keras.build_twin(**given)
-        keras.copy_weights(twin, self.model.variables)
-        return twin
+        return keras.trained_twin(self.model.variables, **given)
 
     def kept_classifier(self) -> Path | None:
         """A `.keras` file that says the same of the same weights."""
         same = files.fingerprint(self.about)
-        for path in sorted((self.directory / "classifier").glob("classifier_*.keras")):
+        for path in export_result.classifiers(self.directory / "classifier"):
             if files.fingerprint(keras.read_about(path)) == same:
                 return path
         return None
@@ -182,14 +188,22 @@ def _export(
     return _Export(directory, model, about, twin_as, given, expected)
 
 
+def _weights_sha256(variables: Mapping[str, Any]) -> str:
+    """The same for a model and for one that was made of its `.keras` file."""
+    flat = flatten_dict(dict(variables))
+    kept = {path: leaf for path, leaf in flat.items() if path[-1] not in keras.TRAINING_ONLY}
+    return assembly.weights_sha256(unflatten_dict(kept))
+
+
 def _fitted(signals: np.ndarray, length: int) -> np.ndarray:
     """(n, T, 1) -> (n, length, 1)"""
     fitted = [preprocess.fit_length(signal[:, 0], length) for signal in signals]
     return np.stack(fitted)[..., np.newaxis]
 
 
-def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list[ExportedFile]:
+def _written(export: _Export, asked: Asked, kept: Path | None) -> list[ExportedFile]:
     """Writes the files, has them all reloaded at once, and gives them their names."""
+    formats = asked.formats
     if not formats:
         return []
     now = datetime.now()
@@ -203,18 +217,25 @@ def _written(export: _Export, formats: Sequence[str], kept: Path | None) -> list
         jobs, fresh = [], opened.enter_context(fresh_process.started(formats))
         for name, path in paths.items():
             bar.note(f"writing {name}")
-            job = Job(name, path, export.twin.to_json() if name == "h5" else "")
-            if path != kept:
-                job = dataclasses.replace(job, path=opened.enter_context(_opened(path)))
-                _FORMATS[name][1](export, job.path)
+            with asked.written(name, path):
+                job = Job(name, path, export.twin.to_json() if name == "h5" else "")
+                if path != kept:
+                    job = dataclasses.replace(job, path=opened.enter_context(_opened(path)))
+                    _FORMATS[name][1](export, job.path)
             jobs.append(job)
             bar.advance()
         bar.note("reloading in a fresh process")
         answers = fresh.reloaded(jobs, export.signals, done=bar.advance)
-        return [
-            _checked(export, *each, kept)
-            for each in zip(jobs, paths.values(), answers, strict=False)
-        ]
+        written, failed = [], dict[str, StageFailedError]()
+        for job, path, answer in zip(jobs, paths.values(), answers, strict=False):
+            try:
+                written.append(_checked(export, job, path, answer, kept))
+            except StageFailedError as error:
+                failed[job.kind] = error
+        if failed:
+            first = next(iter(failed.values()))
+            raise asked.failure(str(first), failed) from first
+        return written
 
 
 def _checked(
