@@ -1,5 +1,6 @@
 """Kinds of values that a setting may take, each with the words that describe it."""
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -123,10 +124,18 @@ def integer(at_least: int, at_most: int | None = None) -> Allowed:
     return Allowed(int, f"a whole number {bound}", convert)
 
 
+def _meant(value: Any, known: Sequence[str]) -> str:
+    """'did you mean X?' where a choice is near."""
+    if not isinstance(value, str) or len(value) > MOST_NAME_LENGTH:
+        return ""
+    near = difflib.get_close_matches(value.lower(), known, n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
 def one_of(*values: str) -> Allowed:
     def convert(value: Any) -> str:
         if value not in values:
-            raise ValueError
+            raise ValueError(_meant(value, values))
         return str(value)
 
     return Allowed(str, " | ".join(values), convert)
@@ -180,8 +189,9 @@ def some_of(*values: str) -> Allowed:
     def convert(value: Any) -> tuple[str, ...]:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ValueError
-        if any(item not in values for item in value) or len(set(value)) != len(value):
-            raise ValueError
+        unknown = [item for item in value if item not in values]
+        if unknown or len(set(value)) != len(value):
+            raise ValueError(_meant(unknown[0], values) if unknown else "")
         return tuple(value)
 
     return Allowed(tuple, f"a list of some of {', '.join(values)}", convert)

@@ -301,6 +301,11 @@ def format_bytes(size: float) -> str:
     return f"{size / 1e3:,.1f} kB"
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 epoch', '1,200 reads'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def print_error(message: str) -> None:
     """The one line a failed command ends with, on standard error."""
     print(f"error: {printable(message)}", file=sys.stderr)

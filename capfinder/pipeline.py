@@ -186,9 +186,10 @@ def _tune(context: Context, dataset: "Dataset") -> "TuneResult":
     with context.timed("tune", done):
         known = None if config.tune_params.overwrite else tune.best(config, dataset=dataset)
         if known is not None and known.num_finished >= asked:
-            logger.info("The study already has its %d trials", known.num_finished)
+            trials = log.counted(known.num_finished, "trial")
+            logger.info("The study already has its %s", trials)
             result, done.is_reused = known, True
-            done.why = f"reused: the study of these settings has its {known.num_finished} trials"
+            done.why = f"reused: the study of these settings has its {trials}"
         else:
             project = f"{config.tune_params.comet_project_name}_{config.shared_params.model_type}"
             with context.tracked(project, "tuning") as tracker:
@@ -267,9 +268,9 @@ def _train_and_after(context: Context, dataset: "Dataset", tuned: "TuneResult") 
             tracker.log_file(path)
 
 
-def _reported(context: Context) -> list[str]:
+def _reported(context: Context) -> list[Any]:
     """What report.html tells of: the keys of the evaluation and the export."""
-    return [context.record.stage(stage).get("key", "") for stage in ("evaluate", "export")]
+    return [context.record.stage(stage).get("key") for stage in ("evaluate", "export")]
 
 
 def _is_reported(context: Context) -> bool:
@@ -298,15 +299,16 @@ def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, Done]:
     }
     # Exported files are told the figures of the evaluation.
     is_evaluated = "evaluate" in context.stages or _is_evaluated(context, trained)
-    export = [trained.key, context.class_names, config.export_params.to_dict(), is_evaluated]
     keys = {
         "evaluate": _evaluation_key(context, trained),
-        "export": files.fingerprint(export),
-    }
-    changed = {
-        "evaluate": "anew: the earlier one isn't of this training, or of other names of the caps",
-        "export": "anew: the earlier one isn't of this training, or of other names, formats or "
-        "lengths, or without the figures of the evaluation",
+        "export": _key(
+            trained,
+            {
+                "names of the caps": context.class_names,
+                "formats or lengths": config.export_params.to_dict(),
+                "figures of the evaluation": is_evaluated,
+            },
+        ),
     }
     left = {}
     for stage in (name for name in keys if name in context.stages):
@@ -314,14 +316,24 @@ def _left_to_do(context: Context, trained: "TrainResult") -> dict[str, Done]:
         if not noted:
             left[stage] = Done(key=key, why="new: it wasn't done before")
         elif noted.get("key") != key:
-            left[stage] = Done(key=key, why=changed[stage])
+            earlier = noted["key"] if isinstance(noted.get("key"), dict) else {}
+            others = [part for part in key if earlier.get(part) != key[part]]
+            left[stage] = Done(key=key, why=f"anew: not the same {', '.join(others)} as before")
         elif absent[stage]:
             left[stage] = Done(key=key, why=f"anew: {', '.join(absent[stage])} was missing")
     return left
 
 
-def _evaluation_key(context: Context, trained: "TrainResult") -> str:
-    return files.fingerprint([trained.key, context.class_names, context.interrupted])
+def _evaluation_key(context: Context, trained: "TrainResult") -> dict[str, str]:
+    return _key(
+        trained, {"names of the caps": context.class_names, "early end": context.interrupted}
+    )
+
+
+def _key(trained: "TrainResult", others: dict[str, Any]) -> dict[str, str]:
+    """What a stage's output depends on, by what to call it."""
+    parts = {"training": trained.key, **others}
+    return {name: files.fingerprint(value) for name, value in parts.items()}
 
 
 def _is_evaluated(context: Context, trained: "TrainResult") -> bool:

@@ -206,7 +206,8 @@ def explain(config: ConfigDict, *, stages: tuple[str, ...]) -> None:
         config.lr_scheduler_params.type,
         "no tuning"
         if why_not_tuned(config)
-        else f"at most {tune.max_trials} trials of {tune.max_epochs_hpt} epochs",
+        else f"at most {log.counted(tune.max_trials, 'trial')} of "
+        f"{log.counted(tune.max_epochs_hpt, 'epoch')}",
         config.train_params.max_epochs_final_model,
     )
     logger.info("Output: %s. Nothing was written (dry run).", output_dir)

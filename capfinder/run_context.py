@@ -1,7 +1,7 @@
 """What the stages of one run of the pipeline share."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ class Done:
     summary: str = ""
     why: str = ""  # how the result came about: what was reused, and why
     is_reused: bool = False
-    key: str = ""
+    key: Mapping[str, str] = field(default_factory=dict)  # what it depends on, by its name
 
 
 @dataclass

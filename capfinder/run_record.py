@@ -263,15 +263,15 @@ class RunRecord:
         summary: str,
         why: str,
         is_reused: bool = False,
-        key: str = "",
+        key: Mapping[str, str] | None = None,
     ) -> None:
-        """Notes that `name` is done; `key` says on what, and `why` how its result came about. A
-        result that is reused keeps the time that it took when it was made."""
+        """Notes that `name` is done; `key` says on what, part by part, `why` how its result came
+        about. A result that is reused keeps the time that it took when it was made."""
         self._refresh()
         entry = {"seconds": round(seconds, 1), "finished": now()}
         if is_reused:
             entry |= {part: self.stage(name)[part] for part in entry if part in self.stage(name)}
-        entry |= {"summary": summary, "why": why, "key": key}
+        entry |= {"summary": summary, "why": why, "key": dict(key or {})}
         self._save(stages={**self.values["stages"], name: entry})
 
     def stage(self, name: str) -> dict[str, Any]:

@@ -742,7 +742,7 @@ def parse_override(key: str, literal: str) -> tuple[str, Any]:
     if setting.allowed.type is str:
         return key, setting.convert(literal)
     if setting.allowed.type is tuple and not literal.startswith(("(", "[")):
-        return key, setting.convert(tuple(part for part in literal.split(",") if part))
+        return key, setting.convert(tuple(filter(None, map(str.strip, literal.split(",")))))
     return key, setting.convert(_literal(literal))
 
 

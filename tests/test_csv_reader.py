@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from capfinder.errors import InputError
 from capfinder.etl import csv_reader, kernels
-from capfinder.etl.csv_files import MAX_ROW_BYTES, Block, read_blocks, read_ranges
+from capfinder.etl.csv_files import MAX_ROW_BYTES, Block, line_of, read_blocks, read_ranges
 from capfinder.etl.csv_reader import Reject, Signals, parse_signals, scan_block
 from capfinder.etl.preprocess import fit_length
 
@@ -296,6 +296,42 @@ BAD_ROWS = {
     b"r" * 129 + b',0,"1"': csv_reader.BAD_READ_ID,
     b'r,7,"1"': csv_reader.OTHER_CLASS,
 }
+
+
+EXPLAINED = {
+    b'r,one,"1"': "bad cap_class 'one', expected a whole number from 0 to 999999999",
+    b'r,,"1"': "bad cap_class '', expected a whole number from 0 to 999999999",
+    b'r,7,"1"': "class differs from file (cap_class '7'; a file holds one class, that of its first "
+    "good row)",
+    b'r,0,"1,[2"': "not a number ('[2' in timeseries, expected numbers with commas between them)",
+    b"r,0," + b"1 " * 40: f"not a number ('{'1 ' * 20}'... in timeseries, expected numbers with "
+    "commas between them)",
+    b'r,0,"1,-inf"': "not finite ('-inf' in timeseries)",
+    b'r,0,"1,2': "truncated line",
+    b"r,0": "wrong field count",
+}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("name", ["data__a.csv", "data__a.csv.gz"])
+@pytest.mark.parametrize("bad", EXPLAINED, ids=lambda bad: repr(bad[:16]))
+def test_a_reject_is_explained_by_what_the_row_holds(tmp_path, bad, name, end):
+    lines = [HEADER.encode(), b"g,0,1", b"", bad, b"h,0,1", b""]
+    path = write_bytes(tmp_path, end.join(lines), name)
+    (block,) = (block for block, _ in read_blocks(path, block_bytes=1 << 20))
+    _, (reject,), _ = scan_block(block, cap_class=0)
+    assert csv_reader.explained(path, reject) == EXPLAINED[bad]
+    path.unlink()
+    assert csv_reader.explained(path, reject) == reject.reason
+
+
+@given(st.lists(st.sampled_from([b"", b"a", b"bc" * 9]), max_size=9), st.integers(1, 30))
+def test_a_line_is_found_by_its_number(tmp_path_factory, lines, block_bytes):
+    path = tmp_path_factory.mktemp("lines") / "data__a.csv"
+    path.write_bytes(b"\n".join([HEADER.encode(), *lines]))
+    for number in range(2, len(lines) + 4):
+        expected = (lines[number - 2 :] or [b""])[0]
+        assert line_of(path, number, block_bytes=block_bytes) == expected
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])

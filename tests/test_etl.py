@@ -454,7 +454,8 @@ def test_rejects_up_to_the_fraction_are_kept_and_one_more_stops_the_run(tmp_path
         run(data, tmp_path / "strict")
     assert str(caught.value) == (
         f"{path}: 2 of 100 rows rejected (1.0% allowed), first at line 100, read_id bad0: not a "
-        "number. Correct the file or raise etl_params.max_reject_fraction."
+        "number ('' in timeseries, expected numbers with commas between them). "
+        "Correct the file or raise etl_params.max_reject_fraction."
     )
     assert debris(tmp_path / "strict") == []
     write(path, [*rows(0, 0, 98), *bad, row("bad2", 0, "")])
@@ -590,6 +591,16 @@ def nothing_good(data):
     (data / "data__x.csv").write_text(f"{HEADER}\nr1,0,nan\nr2,0,nan\n")
 
 
+def labels_with_a_fraction(data):
+    write(data / "data__x.csv", [row("r1", "1.0", "1,2"), row("r2", "1.0", "1,2")])
+
+
+def two_classes_in_a_file(data):
+    for path in data.iterdir():
+        path.unlink()
+    write(data / "all.csv", [*rows(0, 0, 5), *rows(1, 0, 5)])
+
+
 def missing_class(data):
     (data / "data__cap_1_run0.csv").unlink()
     (data / "data__cap_1_run1.csv").unlink()
@@ -611,7 +622,12 @@ BAD_INPUT = {
     empty_file: r"data__x\.csv: is empty",
     header_only: r"data__x\.csv: has a header but no rows",
     wrong_header: r"data__x\.csv, line 1: found 'read_id,timeseries'",
-    nothing_good: r"data__x\.csv: no row can be used, first at line 2, read_id 'r1': not finite",
+    nothing_good: r"data__x\.csv: no row can be used, first at line 2, read_id 'r1': not finite "
+    r"\('nan' in timeseries\)\. Correct",
+    labels_with_a_fraction: r"first at line 2, read_id 'r1': bad cap_class '1\.0', expected a "
+    "whole number from 0 to 999999999. Correct",
+    two_classes_in_a_file: r"missing class 1,.*all\.csv: 0\. A file holds one class, that of its "
+    "first good row",
     missing_class: "missing class 1, expected exactly 0 to 1.*data__cap_0_run0.csv: 0",
     surplus_class: "surplus class 5, expected exactly 0 to 1.*data__x.csv: 5",
     not_gzip: r"data__x\.csv\.gz: can't be decompressed",

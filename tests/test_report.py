@@ -143,6 +143,25 @@ def test_the_headline_answers_a_biologists_questions(rendered):
         assert said in text
 
 
+SPLITS = {
+    "read": ({}, ["Not measured here", "Three or more runs of each cap", "test_caps_data_dir"]),
+    "file": ({"group_by": "file"}, ["this is the question that was measured", "runs that differ"]),
+    "test directory": ({"test_caps_data_dir": "/t"}, ["this was measured", "runs that differ"]),
+}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_how_reads_were_split_says_what_is_known_of_new_runs(tmp_path, split):
+    changes, words = SPLITS[split]
+    make_run(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    record["settings"]["split_params"] |= changes
+    write(tmp_path / "run.json", record)
+    text = " ".join(Page(report.render(tmp_path).read_text("utf-8")).text.split())
+    assert all(word in text for word in words)
+    assert ("test runs that differ" in text) == (split != "read")
+
+
 def test_every_section_shows_what_the_stages_left(rendered):
     text = Page(rendered).text.replace("\u202f", " ")
     for said in (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax_settings
 import optuna
 import pytest
 from csv_input import write_classes
@@ -21,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
-from capfinder import cli
+from capfinder import cli, models
 
 TESTS = Path(__file__).parent
 EPOCHS, TRIALS = 10, 5
@@ -253,6 +254,14 @@ def run_dir(root: Path, shared: Shared, tmp_path: Path) -> Path:
     return Path(shutil.copytree(root / "run", tmp_path / "run"))
 
 
+def test_a_worker_on_a_finished_study_says_that_it_is_finished(run_dir: Path, capsys, monkeypatch):
+    monkeypatch.setitem(models.ARCHITECTURES, "cnn_lstm", "tiny_architecture")
+    with jax_settings.restored():
+        assert cli.main(["tune-worker", "--run", str(run_dir)]) == 0
+    shown = capsys.readouterr().out
+    assert "The study is finished: it has 5 of 5 trials" in shown and "goes on" not in shown
+
+
 def change_settings(run_dir: Path, **changes: Any) -> None:
     """Of run.json; `group__name=value`."""
     record = json.loads((run_dir / "run.json").read_text())
@@ -276,6 +285,8 @@ def test_a_worker_says_what_there_is_not(run_dir: Path, tmp_path: Path, capsys, 
 
     absent = refusal(capsys, "--run", tmp_path / "absent")
     assert "has no run.json" in absent and "--wait_minutes" in absent
+    waited = refusal(capsys, "--run", tmp_path / "absent", "--wait_minutes", "0.0001")
+    assert "has no run.json" in waited and "--wait_minutes" not in waited
     assert "0 or more" in refused("--wait_minutes", "-1")
     assert "timeout_minutes=0" in refused("--timeout_minutes", "0")
     nowhere = tmp_path / "nowhere.db"

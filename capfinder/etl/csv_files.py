@@ -166,6 +166,18 @@ def count_line_ends(data: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == _NEWLINE))
 
 
+def line_of(path: Path, number: int, *, block_bytes: int = 1 << 20) -> bytes:
+    """Line `number` of the file, from 2 on, without its end; b"" if it isn't there. Reads all that
+    lies before.
+
+    Raises: InputError as read_blocks."""
+    for block, _ in read_blocks(path, block_bytes=block_bytes):
+        lines = count_line_ends(block.data) + (not block.data.endswith(b"\n"))
+        if number < block.line + lines:
+            return block.data.split(b"\n")[number - block.line].removesuffix(b"\r")
+    return b""
+
+
 def _skip_line(stream: Any) -> int:
     """Reads past the next line end; returns how many bytes that took."""
     size = 0

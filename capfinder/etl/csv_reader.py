@@ -6,18 +6,22 @@ the usual form (`id,0,"1.0,2.0"`) take a slower way, one at a time, to the same 
 reason why they are rejects.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from capfinder.errors import InputError
 from capfinder.etl import kernels, number_kernels
-from capfinder.etl.csv_files import HEAD_BYTES, MAX_ROW_BYTES, Block
+from capfinder.etl.csv_files import HEAD_BYTES, MAX_ROW_BYTES, Block, line_of
 from capfinder.etl.preprocess import fit_length
 
 MAX_READ_ID_BYTES = 128  # a UUID has 36
 MAX_CLASS_DIGITS = 9  # fits in int32
+MOST_QUOTED = 40  # bytes of a field in a message
 
 BAD_UTF8 = "bad UTF-8"
 BAD_CLASS = "bad cap_class"
@@ -251,6 +255,36 @@ def _signal_problem(signal: bytes) -> str:
             name = number.lstrip(b"+-").lower()
             return NOT_FINITE if name in (b"nan", b"inf", b"infinity") else NOT_A_NUMBER
     return ""
+
+
+def explained(path: Path, reject: Reject) -> str:
+    """The reason for a reject with what the row has instead, for a message. The file is read once
+    more up to the row: what a field holds isn't carried along with every reject."""
+    with contextlib.suppress(InputError):
+        return reject.reason + _evidence(line_of(path, reject.line), reject.reason)
+    return reject.reason
+
+
+def _evidence(row: bytes, reason: str) -> str:
+    """What in a row gave that reason and what was expected; '' where nothing is to be quoted."""
+    bounds = _split_fields(row)
+    if isinstance(bounds, str) or len(bounds) != 3:
+        return ""
+    _, label, signal = (row[start:end] for start, end in bounds)
+    if reason == BAD_CLASS:
+        return f" {_quoted(label)}, expected a whole number from 0 to {10**MAX_CLASS_DIGITS - 1}"
+    if reason == OTHER_CLASS:
+        return f" (cap_class {_quoted(label)}; a file holds one class, that of its first good row)"
+    if reason not in (NOT_A_NUMBER, NOT_FINITE):
+        return ""
+    bad = [number for number in signal.split(b",") if not _NUMBER.fullmatch(number)]
+    expected = ", expected numbers with commas between them" if reason == NOT_A_NUMBER else ""
+    return f" ({_quoted(bad[0])} in timeseries{expected})" if bad else ""
+
+
+def _quoted(field: bytes) -> str:
+    more = "..." if len(field) > MOST_QUOTED else ""
+    return repr(field[:MOST_QUOTED].decode("utf-8", "replace")) + more
 
 
 def _guess_read_id(row: bytes) -> str:

@@ -69,10 +69,12 @@ class Rejects:
         first = self._first[file]
         if first is None or not self.are_too_many(file, rows, max_fraction, more=more):
             return
+        path = self._sources[file].path
         raise InputError(
-            f"{self._sources[file].path}: {self.per_file[file] + more:,} of {rows:,} rows rejected "
+            f"{path}: {self.per_file[file] + more:,} of {rows:,} rows rejected "
             f"({max_fraction:.1%} allowed), first at line {first.line}, read_id {first.read_id}: "
-            f"{first.reason}. Correct the file or raise etl_params.max_reject_fraction."
+            f"{csv_reader.explained(path, first)}. Correct the file or raise "
+            "etl_params.max_reject_fraction."
         )
 
     def counts(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from capfinder import files
 from capfinder.allowed import is_text
 from capfinder.errors import InputError
 from capfinder.etl.csv_files import read_blocks, read_ranges
-from capfinder.etl.csv_reader import scan_block
+from capfinder.etl.csv_reader import explained, scan_block
 from capfinder.etl.stream import BLOCK_BYTES
 
 
@@ -101,7 +101,8 @@ def open_sources(
         raise InputError(
             f"{setting}={directory}: {' and '.join(problems)}, expected exactly 0 to "
             f"{num_classes - 1} (shared_params.num_classes={num_classes}){mapped}. Class per "
-            f"file: {'; '.join(found)}. Correct the files, num_classes or class_map."
+            f"file: {'; '.join(found)}. A file holds one class, that of its first good row. "
+            "Correct the files, num_classes or class_map."
         )
     return sources
 
@@ -117,7 +118,7 @@ def _file_class(path: Path) -> int:
         raise InputError(f"{path}: has a header but no rows. Remove the file or fill it.")
     raise InputError(
         f"{path}: no row can be used, first at line {first.line}, read_id {first.read_id!r}: "
-        f"{first.reason}. Correct the file or move it elsewhere."
+        f"{explained(path, first)}. Correct the file or move it elsewhere."
     )
 
 

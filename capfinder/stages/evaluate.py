@@ -89,7 +89,7 @@ def run(
     values["warnings"] = [
         *interrupts.sentences(interrupted),
         *dataset.manifest["warnings"],
-        *_warnings(values),
+        *notes(values),
     ]
     (directory / "metrics.json").unlink(missing_ok=True)
     predictions_path = directory / "predictions_test.csv"
@@ -113,7 +113,7 @@ def _about_dataset(dataset: Dataset) -> dict[str, Any]:
         "group_by": manifest["settings"]["group_by"],
         "counts": manifest["counts"],
         "sources": [
-            {key: source[key] for key in ("file", "dataset_class", "chosen")}
+            {key: source[key] for key in ("file", "dataset_class", "is_test", "chosen")}
             for source in manifest["sources"]
         ],
         "warnings": manifest["warnings"],
@@ -148,31 +148,44 @@ def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield np.asarray(block.signals, np.float32), block.cap_classes
 
 
-def _warnings(values: dict[str, Any]) -> list[str]:
+def notes(values: dict[str, Any]) -> list[str]:
     """What a reader of the figures should know before trusting them."""
     test, train, baselines = values["test"], values["train"], values["baselines"]
+    low, high = test["accuracy_interval"]
     found = []
-    if test["accuracy_interval"][0] <= baselines["majority_accuracy"]:
-        found.append("The model is no better than always naming the commonest class.")
-    elif test["accuracy_interval"][0] <= baselines["nearest_centroid_accuracy"]:
-        found.append("The model is not clearly better than the nearest mean signal.")
+    for what, accuracy in (
+        ("always naming the commonest class", baselines["majority_accuracy"]),
+        ("the nearest mean signal", baselines["nearest_centroid_accuracy"]),
+    ):
+        if accuracy >= low:
+            how = "worse" if high < accuracy else "not clearly better"
+            found.append(f"The model is {how} than {what}, which scores {accuracy:.1%}.")
     if train["accuracy"] - test["accuracy"] > MAX_GAP:
+        other_runs = (
+            ", or the test reads' sequencing runs differ from those it was trained on"
+            if _has_test_runs(values["dataset"])
+            else ""
+        )
         found.append(
             f"Training reads score {train['accuracy']:.1%}, test reads {test['accuracy']:.1%}: "
-            "the model has learned some reads by heart. More reads, use_augmentation or more "
-            "dropout may help."
+            f"the model has learned some reads by heart{other_runs}. More reads, "
+            "use_augmentation or more dropout may help."
         )
     if values["best_epoch"] == len(values["history"]) and values["stopped"] == "max_epochs":
         found.append(
             "The last epoch was the best: a larger train_params.max_epochs_final_model may help."
         )
-    low, high = test["accuracy_interval"]
     if high - low > 2 * MAX_GAP:
         found.append(
             f"The test set is small ({test['num_examples']:,} reads): the accuracy is known to "
             f"lie between {low:.1%} and {high:.1%} only."
         )
     return found
+
+
+def _has_test_runs(dataset: Mapping[str, Any]) -> bool:
+    """Whether the test reads may be of sequencing runs that no training read is of."""
+    return dataset["group_by"] == "file" or any(source["is_test"] for source in dataset["sources"])
 
 
 def write_predictions(

@@ -39,9 +39,8 @@ class TrainResult:
 
     def summary(self) -> str:
         best = self.history[self.model.best_epoch - 1]
-        epochs = len(self.history)
         return (
-            f"{epochs} epoch{'' if epochs == 1 else 's'} ({STOPPED_TEXT[self.stopped]}); "
+            f"{log.counted(len(self.history), 'epoch')} ({STOPPED_TEXT[self.stopped]}); "
             f"best epoch {self.model.best_epoch}: val_loss {best['val_loss']:.4f}, "
             f"val_accuracy {best['val_accuracy']:.1%}"
         )

@@ -35,10 +35,11 @@ def run_trials(
 
     Raises: StageFailedError when as many trials of the study have failed."""
     tune, finished = config.tune_params, study.finished()
+    if finished >= tune.max_trials:
+        logger.info("The study is finished: it has %d of %d trials", finished, tune.max_trials)
+        return
     if finished:
         logger.info("The study goes on: %d of %d trials are finished", finished, tune.max_trials)
-    if finished >= tune.max_trials:
-        return
     train_batches = assembly.train_batches(config, dataset)
     steps = tune.max_epochs_hpt * train_batches.steps_per_epoch
     total = (tune.max_trials - finished) * steps
@@ -115,7 +116,7 @@ def _tell(trial: Any, best: Any, *, is_ours: bool) -> None:
         logger.warning("trial %d%s: failed, %s%s", trial.number, by, ended["reason"], so_far)
         return
     epochs = ended["epochs"]
-    length = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    length = log.counted(epochs, "epoch")
     value = "" if trial.value is None else f", val_accuracy {trial.value:.1%}"
     logger.info("trial %d%s: %s, %s%s%s", trial.number, by, ended["state"], length, value, so_far)
 
@@ -131,7 +132,7 @@ def _check_failures(study: "Study", max_trials: int, *, ours: set[int]) -> None:
     best = study.best()
     use = "" if best is None else " --stage=train,evaluate,export trains the best so far."
     raise StageFailedError(
-        f"Tuning: {len(failed)} trials failed{whose}; the last one: "
+        f"Tuning: {log.counted(len(failed), 'trial')} failed{whose}; the last one: "
         f"{failed[-1].user_attrs.get('reason', 'unknown reason')}. {ADVICE}{use}"
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from capfinder import files, models
+from capfinder import files, log, models
 from capfinder.data.versions import Dataset
 from capfinder.interrupts import Interrupt
 from capfinder.log import logger
@@ -46,7 +46,7 @@ class TuneResult:
         if self.source != "study":
             return self.source + (ended or ", no tuning")
         return (
-            f"{self.num_finished} trials{ended}; best: trial {self.trial}, "
+            f"{log.counted(self.num_finished, 'trial')}{ended}; best: trial {self.trial}, "
             f"val_accuracy {self.best_value:.1%}"
         )
 

@@ -96,6 +96,8 @@ def _awaited(
         try:
             return _job(run_dir, storage, overrides)
         except NotYetError as error:
+            if not wait_seconds:
+                raise NotYetError(f"{error}, or give --wait_minutes") from None
             if time.monotonic() >= deadline:
                 raise
             if not has_said:
@@ -110,7 +112,7 @@ def _job(run_dir: Path, storage: str | None, overrides: dict[str, Any]) -> Job:
     if not path.exists():
         raise NotYetError(
             f"{run_dir}: has no run.json, so no run has made its dataset there yet. Start the run "
-            "first, or give --wait_minutes"
+            "first"
         )
     record = files.read_json(path)
     try:
@@ -166,7 +168,7 @@ def _check_study(job: Job) -> None:
     shown = directory if url is None else settings.without_password(url)
     raise NotYetError(
         f"{shown}: holds no study {name} of the settings in {record}{differs}. "
-        "Start the run's tuning first, or give --wait_minutes"
+        "Start the run's tuning first"
     )
 
 
