@@ -41,7 +41,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python tests/faults/etl_kills.py --kills 50

@@ -13,6 +13,18 @@ from hypothesis import settings
 
 from capfinder import compiled
 
+# Files of few tests that take minutes: begun last, one worker would be left alone with them.
+LONG = (
+    "test_command_line.py",
+    "test_pipeline_kills.py",
+    "test_disk_faults.py",
+    "test_tune.py",
+    "test_interrupts.py",
+    "test_workers.py",
+    "test_hosts.py",
+    "test_etl_remote.py",
+)
+
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
 settings.load_profile("any machine")
 
@@ -29,6 +41,11 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_use_fusion_emitters=false",
     ]
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
