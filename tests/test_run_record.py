@@ -183,7 +183,7 @@ def test_workers_on_the_same_results_keep_what_the_others_note(tmp_path: Path) -
 
 def test_a_reused_result_keeps_its_time_and_the_summary_says_why(tmp_path: Path) -> None:
     record, _ = begin(tmp_path)
-    record.finish_stage("etl", seconds=61.0, summary="dataset 1.0.0", why="built", key={"data": "k"})
+    record.finish_stage("etl", seconds=61.0, summary="dataset 1.0.0", why="built", key={"a": "k"})
     made = record.stage("etl")
     record.finish_stage("etl", seconds=0.1, summary="dataset 1.0.0", why="reused", is_reused=True)
     assert record.stage("etl") == made | {"why": "reused", "key": {}}
