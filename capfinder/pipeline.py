@@ -215,12 +215,9 @@ def _known(context: Context, dataset: "Dataset") -> "TuneResult":
 
     if context.start is not None:
         return tune.TuneResult(context.start.hyperparameters, "init_from")
-    best = (
-        None
-        if preparation.why_not_tuned(context.config)
-        else tune.best(context.config, dataset=dataset)
-    )
-    return best or tune.without_study(context.config)
+    config = context.config
+    best = None if preparation.why_not_tuned(config) else tune.best(config, dataset=dataset)
+    return best or tune.without_study(config)
 
 
 def _skip_tuning(context: Context, why: str) -> None:
