@@ -16,6 +16,7 @@ import pytest
 from tiny_training import Batches, assert_same, tiny_state
 
 from capfinder.errors import InputError, StageFailedError
+from capfinder.training import checkpoint
 from capfinder.training.checkpoint import Checkpoints
 from capfinder.training.packing import pack
 from capfinder.training.run import on_host
@@ -227,6 +228,21 @@ def test_a_best_epoch_that_is_damaged_is_written_again_and_a_whole_one_is_left(t
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.mend_best(3, best, {})
     assert_same(Checkpoints(tmp_path).restore_variables(3), best)
+
+
+def test_a_best_epoch_whose_writer_was_killed_is_no_damage(tmp_path, monkeypatch):
+    """The latest state, begun after it, may be whole before it."""
+    said = []
+    for kind in ("info", "warning"):
+        monkeypatch.setattr(checkpoint.logger, kind, lambda *words, kind=kind: said.append(kind))
+    best = {"params": {"a": noise(500, 4)}, "batch_stats": {}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.mend_best(3, best, {})
+    assert_same(Checkpoints(tmp_path).restore_variables(3), best)
+    flip(largest_file(tmp_path / "best" / "3" / "variables"), 100, 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.mend_best(3, best, {})
+    assert said == ["info", "warning"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "no meta"])

@@ -128,7 +128,12 @@ class Checkpoints:
         or it was damaged since."""
         if hosts.is_main() and (fault := self._fault_of_best(epoch)):
             path = self._best_dir / str(epoch)
-            logger.warning("%s: the checkpoint can't be read (%s); writing it again", path, fault)
+            if path.exists():
+                logger.warning(
+                    "%s: the checkpoint can't be read (%s); writing it again", path, fault
+                )
+            else:
+                logger.info("%s: wasn't whole yet when the run was stopped; writing it", path)
             self.save_best(epoch, variables, meta)
 
     def save_latest(
