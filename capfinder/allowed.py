@@ -124,7 +124,7 @@ def integer(at_least: int, at_most: int | None = None) -> Allowed:
     return Allowed(int, f"a whole number {bound}", convert)
 
 
-def _meant(value: Any, known: Sequence[str]) -> str:
+def meant(value: Any, known: Sequence[str]) -> str:
     """'did you mean X?' where a choice is near."""
     if not isinstance(value, str) or len(value) > MOST_NAME_LENGTH:
         return ""
@@ -135,7 +135,7 @@ def _meant(value: Any, known: Sequence[str]) -> str:
 def one_of(*values: str) -> Allowed:
     def convert(value: Any) -> str:
         if value not in values:
-            raise ValueError(_meant(value, values))
+            raise ValueError(meant(value, values))
         return str(value)
 
     return Allowed(str, " | ".join(values), convert)
@@ -191,7 +191,7 @@ def some_of(*values: str) -> Allowed:
             raise ValueError
         unknown = [item for item in value if item not in values]
         if unknown or len(set(value)) != len(value):
-            raise ValueError(_meant(unknown[0], values) if unknown else "")
+            raise ValueError(meant(unknown[0], values) if unknown else "")
         return tuple(value)
 
     return Allowed(tuple, f"a list of some of {', '.join(values)}", convert)

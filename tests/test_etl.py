@@ -298,6 +298,10 @@ def test_a_split_by_file_or_parent_that_cannot_be_is_an_error(tmp_path):
     write_metadata(data / "metadata__cap_0.csv", known)
     with pytest.raises(InputError, match=r"gives no parent_read_id for 20 of 40 reads, such as"):
         run(data, tmp_path / "out", **by_parent)
+    for parent in ("", "q" * 257):  # a name is 256 bytes at most
+        write_metadata(data / "metadata__cap_1.csv", {read_id(1, 0, i): parent for i in range(20)})
+        with pytest.raises(InputError, match=r"gives no parent_read_id for 20 of 40 reads"):
+            run(data, tmp_path / "out", **by_parent)
     write_metadata(data / "metadata__cap_1.csv", {read_id(1, 0, i): f"q{i % 2}" for i in range(20)})
     with pytest.raises(InputError, match="class 1 has 2 parent reads; 3 or more"):
         run(data, tmp_path / "out", **by_parent)

@@ -431,9 +431,14 @@ def test_the_input_directory_is_no_place_for_predictions(run_dir, caps):
 @pytest.mark.parametrize("path", ["", "a\0b"])
 def test_an_output_directory_that_is_no_path_is_refused(run_dir, caps, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    given = ("-m", run_dir, "-c", caps, "-o", path)
-    ended = predicting.capfinder(tmp_path, "predict", *given)
-    assert ended.code == 2 and "is no path; name a directory" in ended.shown
+    for command, given in (
+        ("predict", ("-m", run_dir, "-c", caps)),
+        ("export", ("--run", run_dir)),
+        ("import-model", ("--keras_file", "a.keras")),
+        ("simulate", ()),
+    ):
+        ended = predicting.capfinder(tmp_path, command, *given, "--output_dir", path)
+        assert ended.code == 2 and "is no path; name a directory" in ended.shown
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from capfinder import log, settings
-from capfinder.commands.parsing import Commands, command
+from capfinder.commands.parsing import Commands, command, directory
 from capfinder.commands.training import run_pipeline
 
 
@@ -113,7 +113,7 @@ def add_simulate(commands: Commands) -> None:
         "Write SIMULATED cap signals in the input format, to try the pipeline on.",
     )
     add = parser.add_argument
-    add("--output_dir", required=True, type=Path, help="the CSV files go here")
+    add("--output_dir", required=True, type=directory, help="the CSV files go here")
     add("--reads_per_class", required=True, type=int, help="reads of each class")
     add("--num_classes", type=int, default=4, help="classes")
     add("--runs_per_class", type=int, default=1, help="sequencing runs (files) of each class")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from capfinder.commands.parsing import Commands, command
+from capfinder.commands.parsing import Commands, command, directory
 from capfinder.errors import InputError
 
 MODEL = "the output directory of a run that has trained a model, an import, or a .keras file"
@@ -23,14 +23,8 @@ def _add_input(parser: argparse.ArgumentParser, output: str) -> None:
     add = parser.add_argument
     add("-m", "--model", required=True, type=Path, help=MODEL)
     add("-c", "--caps_data_dir", required=True, type=Path, help="directory of the CSV files")
-    add("-o", "--output_dir", required=True, type=_output_dir, help=output)
+    add("-o", "--output_dir", required=True, type=directory, help=output)
     add("-b", "--batch_size", type=int, help="reads scored at once; None: chosen for the machine")
-
-
-def _output_dir(text: str) -> Path:
-    if not text or "\0" in text:  # Path("") is the current directory
-        raise argparse.ArgumentTypeError(f"{text!r} is no path; name a directory")
-    return Path(text)
 
 
 def _predict(known: argparse.Namespace) -> None:
@@ -83,7 +77,7 @@ def add_import_model(commands: Commands) -> None:
     add = parser.add_argument
     add("model", nargs="?", type=Path, help="the .keras file")
     add("-k", "--keras_file", type=Path, help="the same")
-    add("-o", "--output_dir", required=True, type=Path, help="the import goes here")
+    add("-o", "--output_dir", required=True, type=directory, help="the import goes here")
 
 
 def _import_model(known: argparse.Namespace) -> None:
@@ -107,14 +101,13 @@ def add_export(commands: Commands) -> None:
     add("-r", "--run", required=True, type=Path, help=MODEL)
     add("-f", "--formats", help="some of keras,h5,saved_model,onnx; None: as export_params.formats")
     add("--input_length", help="samples of the signals that the files take; None: the model's own")
-    add("-o", "--output_dir", type=Path, help="where to; None: into the model's own directory")
+    add("-o", "--output_dir", type=directory, help="where to; None: into the model's own directory")
 
 
 def _export(known: argparse.Namespace) -> None:
     from capfinder import export_model, settings
 
-    formats = None if known.formats is None else "".join(known.formats.split())
-    given = {"formats": formats, "input_length": known.input_length}
+    given = {"formats": known.formats, "input_length": known.input_length}
     values = dict(
         settings.parse_override(f"export_params.{name}", text)
         for name, text in given.items()

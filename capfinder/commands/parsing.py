@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from capfinder import log
@@ -33,3 +34,10 @@ def command(
     )
     parser.set_defaults(command_function=function)
     return parser
+
+
+def directory(text: str) -> Path:
+    """An option's type: one to write to."""
+    if not text or "\0" in text:  # Path("") is the current directory
+        raise argparse.ArgumentTypeError(f"{text!r} is no path; name a directory")
+    return Path(text)

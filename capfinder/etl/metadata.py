@@ -11,6 +11,13 @@ BLOCK_BYTES = 1 << 23
 MOST_BYTES = 256  # of a name: in an array each takes as much as the longest of them
 
 
+def is_too_long() -> Any:
+    """A polars expression: of each column of a table of texts whether it has over MOST_BYTES."""
+    import polars as pl
+
+    return pl.all().str.len_bytes() > MOST_BYTES
+
+
 def tables(path: Path) -> Iterator[Any]:
     """The rows as polars tables of texts, block by block.
 

@@ -93,15 +93,11 @@ def _read_pairs(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     import polars as pl  # slow to load, and needed where there are metadata alone
 
     columns = ["read_id", "parent_read_id"]
-
-    def fits(column: pl.Series) -> pl.Series:
-        return column.str.len_bytes() <= metadata.MOST_BYTES
-
     try:
         for table in metadata.tables(path):
             batch = table.select(columns).drop_nulls()
-            is_name = (batch["parent_read_id"] != "") & fits(batch["parent_read_id"])
-            batch = batch.filter(is_name & fits(batch["read_id"]))
+            batch = batch.filter(batch["parent_read_id"] != "")
+            batch = batch.filter(~pl.any_horizontal(metadata.is_too_long()))
             if len(batch):
                 reads, parents = (
                     np.array(batch[name].cast(pl.Binary).to_list()) for name in columns

@@ -163,7 +163,7 @@ def _batches(path: Path) -> Iterator[_Batch]:
     try:
         for table in map(_texts, metadata.tables(path)):
             if len(table):
-                is_long = pl.all().str.len_bytes() > metadata.MOST_BYTES
+                is_long = metadata.is_too_long()
                 batch = table.select(pl.when(~is_long).then(pl.all()).otherwise(pl.lit("")))
                 read_ids, parents, files = (
                     batch[name].cast(pl.Binary).to_list() for name in table.columns

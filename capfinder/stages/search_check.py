@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from capfinder.allowed import MOST, is_number, shown
+from capfinder.allowed import MOST, is_number, meant, shown
 from capfinder.errors import SettingsError
 from capfinder.models.hyperparameters import MOST_LAYERS
 from capfinder.stages.search_params import LAYER_INDEX, SearchTrial, find_override
@@ -47,8 +46,7 @@ def check(
         ]
         if not names:
             known = sorted({LAYER_INDEX.sub("", name) for name in usual})
-            near = get_close_matches(pattern, [*usual, *known], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = meant(pattern, [*usual, *known]) or f"known: {', '.join(known)}"
             raise SettingsError(
                 f"search_params.{pattern}: fits no parameter of {model_type}; {hint}"
             )
@@ -62,8 +60,7 @@ def _check_shape(key: str, override: Any) -> None:
         )
     for name in override:
         if name not in OVERRIDE_KEYS:
-            near = get_close_matches(name, OVERRIDE_KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(OVERRIDE_KEYS)}"
+            hint = meant(name, OVERRIDE_KEYS) or f"known: {', '.join(OVERRIDE_KEYS)}"
             raise SettingsError(f"{key}.{name}: no such key; {hint}")
     if "choices" in override:
         choices = override["choices"]
