@@ -66,7 +66,8 @@ class Process(subprocess.Popen):
 
     @property
     def text(self) -> str:
-        return self.shown.read_text()
+        """So far: it may end within a character."""
+        return self.shown.read_text(errors="replace")
 
 
 def open_storage(place: Path) -> optuna.storages.BaseStorage:
